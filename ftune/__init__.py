@@ -1,0 +1,3 @@
+"""ftune: fine-tuning with evidence."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m ftune` is the console script."""
+
+from ftune.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Adapter files, merged models, and the proofs that they are what was trained."""

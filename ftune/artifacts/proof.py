@@ -1,0 +1,137 @@
+"""Proofs on logits: the adapter is live, a reload gives the same, the merged model gives the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftune import model as models
+from ftune.artifacts import files
+from ftune.errors import RunError, UserError
+from ftune.methods import METHODS
+from ftune.recipe import ModelSection
+
+Logits = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The `artefact` part of report.json: largest absolute logit differences over the proof rows, and their limit."""
+
+    adapter_live: bool
+    keys_loaded: str
+    reload_max_diff: float | None
+    merged_max_diff: float | None
+    tolerance: float
+    reason: str = ""
+    """Why something was not measured."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "adapter_live": self.adapter_live,
+            "keys_loaded": self.keys_loaded,
+            "reload_max_diff": self.reload_max_diff,
+            "merged_max_diff": self.merged_max_diff,
+            "tolerance": self.tolerance,
+            "reason": self.reason,
+        }
+
+    def gates(self) -> list[dict[str, Any]]:
+        """Gates that always hold, whatever the recipe says."""
+        found = [{"name": "adapter_live", "limit": True, "value": self.adapter_live, "passed": self.adapter_live}]
+        for name, value in (("reload_max_diff", self.reload_max_diff), ("merged_max_diff", self.merged_max_diff)):
+            if value is not None:
+                found.append({"name": name, "limit": self.tolerance, "value": value, "passed": value <= self.tolerance})
+        return found
+
+
+def reference(model: PreTrainedModel) -> Logits:
+    """The logits that other forms of this model are compared with."""
+    return models.logits_of(model, models.proof_rows_for(model))
+
+
+def is_live(ours: Logits, base: Logits) -> bool:
+    """Whether the tuned model differs from the base at all."""
+    return models.max_difference(ours, base) > 0
+
+
+def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_loaded: str, method: str) -> Proof:
+    """Prove a reloaded model against the base and the live one; then fold the adapter in, in memory, and compare.
+
+    `tuned` is merged in place: nothing may use it as an adapter afterwards.
+    """
+    dtype = next(tuned.parameters()).dtype
+    ours = reference(tuned)
+    METHODS[method].merge(tuned)
+    return Proof(
+        adapter_live=is_live(ours, base),
+        keys_loaded=keys_loaded,
+        reload_max_diff=None if live is None else models.max_difference(ours, live),
+        merged_max_diff=models.max_difference(reference(tuned), ours),
+        tolerance=models.tolerance(dtype, ours),
+    )
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge wrote, and how far its logits lie from the adapter's."""
+
+    output: Path
+    max_diff: float
+    tolerance: float
+    keys_loaded: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "merged_max_diff": self.max_diff,
+            "tolerance": self.tolerance,
+            "keys_loaded": self.keys_loaded,
+        }
+
+
+def merge(
+    settings: ModelSection, adapter: Path, output: Path, strength: float, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Merge:
+    """Fold an adapter into its base, in the base's stored dtype, and write it only after its own files proved equal.
+
+    Raises UserError for the wrong base or an adapter that is in it already, RunError when merged and adapter differ.
+    """
+    card, digest = files.read_card(adapter), files.adapter_digest(adapter)
+    base_card = files.read_card(settings.base) if isinstance(settings.base, Path) else {}
+    fingerprint = models.fingerprint(settings)
+    files.check_base(card, fingerprint, digest, base_card)
+    model = models.load_base(settings, models.stored_dtype(models.load_config(settings)), device)
+    base = reference(model)
+    loaded = files.load_adapter(model, adapter)
+    method = METHODS[loaded.method]
+    method.set_strength(model, strength)
+    wanted = reference(model)
+    if not is_live(wanted, base):
+        raise RunError("the adapter has no effect, so there is nothing to merge", str(adapter), "was it trained?")
+    method.merge(model)
+    limit = models.tolerance(next(model.parameters()).dtype, wanted)
+    contains = [*base_card.get("contains_adapters", []), digest]
+    merged_card = {"base": fingerprint, "contains_adapters": contains, "strength": strength}
+    difference = 0.0
+
+    def prove(folder_: Path) -> None:
+        nonlocal difference
+        written = models.load_base(ModelSection(base=folder_, attention=settings.attention), torch.float32, device)
+        difference = models.max_difference(reference(written.to(next(model.parameters()).dtype)), wanted)
+        if not difference <= limit or difference >= models.max_difference(wanted, base):
+            raise RunError(
+                f"the merged model's logits differ from the adapter's by {difference:.3g}, more than {limit:.3g}",
+                str(output),
+                "nothing was written; serve the adapter itself, or merge in float32",
+            )
+
+    files.save_model(output, model, tokenizer, merged_card, prove)
+    return Merge(output, difference, limit, loaded.keys_loaded)
+
+
+def check_not_there(output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        raise UserError("this folder exists already", str(output), "choose another with --output, or pass --overwrite")

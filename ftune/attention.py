@@ -1,0 +1,116 @@
+"""Attention over packed samples without padding or dense masks, on unmodified transformers modules.
+
+transformers lets a model's attention be replaced by a registered function, and hands it any extra keyword argument of the
+model's forward. Ours gets the segment bounds and runs causal attention once per segment, so no sample can see another.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+UNDERSTOOD = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
+"""Keyword arguments that cannot change the result here; any other that is not None is refused, never ignored."""
+
+
+def _banded_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(length, length) bool: key j is visible from query i when i - window < j <= i."""
+    i = torch.arange(length, device=device)
+    visible = i[:, None] >= i[None, :]
+    return visible if window is None else visible & (i[:, None] - i[None, :] < window)
+
+
+def _eager_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention by its definition, softmax in float32; needed for soft caps: scores = c * tanh(scores / c)."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return functional.dropout(weights, dropout) @ value
+
+
+def _segment_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    eager: bool,
+    segment_bounds: tuple[int, ...] | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query: (1, heads, tokens, head size); key, value: (1, kv heads, tokens, head size) -> (1, tokens, heads, head size)."""
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in UNDERSTOOD)
+    if unknown or attention_mask is not None or segment_bounds is None:
+        reason = f"arguments {', '.join(unknown)}" if unknown else "a mask, or no segment bounds"
+        raise NotImplementedError(f"packed attention was given {reason}")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    outputs = []
+    for start, end in pairwise(segment_bounds):
+        q, k, v = (states[:, :, start:end] for states in (query, key, value))
+        window = sliding_window if sliding_window is not None and end - start > sliding_window else None
+        if eager or softcap is not None:
+            mask = _banded_mask(end - start, window, query.device)
+            outputs.append(_eager_segment(q, k, v, mask, scale, dropout, softcap))
+        else:
+            mask_or_none = None if window is None else _banded_mask(end - start, window, query.device)
+            outputs.append(
+                functional.scaled_dot_product_attention(
+                    q, k, v, mask_or_none, dropout_p=dropout, is_causal=mask_or_none is None, scale=scale
+                )
+            )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    return _segment_attention(module, *args, eager=False, **kwargs)
+
+
+def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    return _segment_attention(module, *args, eager=True, **kwargs)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The segment bounds say all that a mask could."""
+
+
+NAMES = {"auto": "ftune_packed", "sdpa": "ftune_packed", "eager": "ftune_packed_eager"}
+"""`model.attention` -> the name the packed function is registered under."""
+
+AttentionInterface.register("ftune_packed", _sdpa)
+AttentionInterface.register("ftune_packed_eager", _eager)
+for _name in set(NAMES.values()):
+    AttentionMaskInterface.register(_name, _no_mask)
+
+
+@contextmanager
+def packed(model: PreTrainedModel, attention: str = "auto") -> Iterator[None]:
+    """Inside, the model attends by segments: every forward must be given `segment_bounds` and `use_cache=False`."""
+    native = model.config._attn_implementation
+    model.set_attn_implementation(NAMES[attention])
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(native)

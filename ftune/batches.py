@@ -1,0 +1,98 @@
+"""Examples -> optimizer steps -> packed micro-batches. The order is a pure function of seed and epoch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ftune import schedule
+from ftune.data import Example
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Whole examples laid end to end; segment k is `bounds[k]:bounds[k+1]` of the token axis.
+
+    input_ids, position_ids, labels: (1, tokens) int64. Positions restart at 0 in each segment; labels are unshifted, -100
+    where nothing is supervised and at each segment's first token.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    bounds: tuple[int, ...]
+    row_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return self.bounds[-1]
+
+    @property
+    def segment_ids(self) -> list[int]:
+        """For each token, which segment it belongs to."""
+        lengths = np.diff(self.bounds)
+        return [int(i) for i in np.repeat(np.arange(len(lengths)), lengths)]
+
+    @property
+    def num_supervised(self) -> int:
+        return int((self.labels != -100).sum())
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        return MicroBatch(
+            self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), self.bounds, self.row_ids
+        )
+
+
+def collate(examples: Sequence[Example]) -> MicroBatch:
+    """Pack examples end to end, without padding: training, evaluation and `ftune inspect` all see this."""
+    lengths = [len(example.tokens) for example in examples]
+    input_ids = [token for example in examples for token in example.tokens.input_ids]
+    labels = [label for example in examples for label in example.tokens.labels]
+    positions = [position for length in lengths for position in range(length)]
+    return MicroBatch(
+        torch.tensor([input_ids]),
+        torch.tensor([positions]),
+        torch.tensor([labels]),
+        tuple(int(bound) for bound in np.cumsum([0, *lengths])),
+        tuple(example.row_id for example in examples),
+    )
+
+
+def order(num_examples: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch visits the examples."""
+    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(num_examples)]
+
+
+def step_indices(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:
+    """Which examples optimizer step `step` (1-based) trains on: all a resumed run needs to go on exactly."""
+    epoch, position = divmod(step - 1, schedule.steps_per_epoch(num_examples, batch_size))
+    return order(num_examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+def split(lengths: Sequence[int], max_tokens: int, packing: bool = True) -> list[list[int]]:
+    """Cut examples into micro-batches of at most `max_tokens` tokens (one example may exceed it), longest first.
+
+    First fit by decreasing length (Johnson, 1973). The loss of a step does not depend on this cut.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if not packing:
+        return [[i] for i in by_length]
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for i in by_length:
+        for k, free in enumerate(room):
+            if lengths[i] <= free:
+                groups[k].append(i)
+                room[k] -= lengths[i]
+                break
+        else:
+            groups.append([i])
+            room.append(max_tokens - lengths[i])
+    return groups
+
+
+def micro_batches(examples: Sequence[Example], max_tokens: int, packing: bool = True) -> Iterator[MicroBatch]:
+    """The packed micro-batches of one optimizer step, or of an evaluation."""
+    for group in split([len(example.tokens) for example in examples], max_tokens, packing):
+        yield collate([examples[i] for i in group])

@@ -1,0 +1,96 @@
+"""Checkpoints: save, find, restore. A checkpoint is complete or absent; its checksums are checked before it is used."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ftune import folder
+from ftune.errors import UserError
+
+STATE = "state.json"
+PARAMETERS = "parameters.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint lies, the step it was taken after, and what the run's inputs were."""
+
+    path: Path
+    step: int
+    inputs: dict[str, Any]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
+    """The optimizer's state by `<parameter>/<what>`; it must be made of tensors."""
+    return {
+        f"{names[id(parameter)]}/{what}": value.contiguous()
+        for parameter, state in optimizer.state.items()
+        for what, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def save(
+    checkpoints: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    inputs: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write one checkpoint whole; only then remove the oldest beyond `keep`."""
+    target = checkpoints / f"step-{step:06d}"
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    with folder.atomic_folder(target) as path:
+        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, path / PARAMETERS)
+        save_file(_optimizer_tensors(optimizer, names), path / OPTIMIZER)
+        state = {
+            "format_version": folder.FORMAT_VERSION,
+            "step": step,
+            "inputs": inputs,
+            "files": folder.checksums(path),
+        }
+        (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for old in sorted(checkpoints.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest(checkpoints: Path) -> Checkpoint | None:
+    """The newest checkpoint, verified; None when there is none."""
+    folders = sorted(checkpoints.glob("step-*"))
+    return _open(folders[-1]) if folders else None
+
+
+def _open(path: Path) -> Checkpoint:
+    state = folder.read_json(path / STATE)
+    if state["format_version"] > folder.FORMAT_VERSION:
+        raise UserError("made by a newer ftune", str(path), "update ftune")
+    if damaged := folder.changed_files(path, state["files"]):
+        raise UserError(f"checksum mismatch: {', '.join(damaged)}", str(path), "remove this checkpoint to resume from the one before")
+    return Checkpoint(path, state["step"], state["inputs"])
+
+
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Put parameters and optimizer state back, bit for bit; names and shapes must be exactly those saved."""
+    saved = load_file(checkpoint.path / PARAMETERS)
+    fits = saved.keys() == parameters.keys() and all(saved[name].shape == p.shape for name, p in parameters.items())
+    if not fits:
+        raise UserError("the checkpoint's tensors are not this model's", str(checkpoint.path), "resume with the run's recipe")
+    for name, parameter in parameters.items():
+        parameter.copy_(saved[name])
+    tensors = load_file(checkpoint.path / OPTIMIZER)
+    for name, parameter in parameters.items():
+        state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+        if state:
+            # AdamW counts its steps in a tensor that stays on the CPU.
+            optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in state.items()}

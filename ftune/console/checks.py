@@ -1,0 +1,98 @@
+"""What the dry runs and the proofs found: problems, rows as training sees them, a merge, a verification."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ftune.console.streams import format_problem, results
+from ftune.console.tables import facts, mark, print_plan
+from ftune.errors import Problem
+from ftune.quantities import NOT_MEASURED, format_count, format_difference
+
+IGNORED = -100  # the label of a token that is not trained on
+
+
+def print_check(found: Mapping[str, Any]) -> None:
+    """`ftune check`: every problem, or what the data and the plan are."""
+    console = results()
+    problems = [Problem(**problem) for problem in found["problems"]]
+    if problems:
+        console.print(Text(f"{len(problems)} problem{'s' * (len(problems) > 1)}", style="bold red"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(justify="right", style="red")
+        grid.add_column(overflow="fold")
+        for number, problem in enumerate(problems, 1):
+            grid.add_row(f"  {number}", format_problem(problem))
+        console.print(grid)
+    if found.get("data"):
+        _print_data(found["data"])
+    if found.get("plan"):
+        print_plan(found["plan"])
+    if not problems:
+        console.print(Text.assemble("\n", ("✓ ", "green"), "no problems found"))
+
+
+def print_rows(found: Mapping[str, Any]) -> None:
+    """`ftune inspect`: each row's tokens; what is trained on is coloured, and marked for a pipe."""
+    console = results()
+    console.print(Text.assemble(("«trained on»", "green"), "  ", ("read only", "dim")), end="\n\n")
+    for row in found["rows"]:
+        trained = sum(label != IGNORED for label in row["labels"])
+        heading = Text(str(row["row_id"]), style="bold")
+        heading.append(
+            f"  {format_count(len(row['labels']))} tokens, {format_count(trained)} trained on", style="dim"
+        )
+        console.print(heading, _tokens(row), sep="\n", end="\n\n", soft_wrap=False)
+    _print_data(found["data"])
+
+
+def print_merge(merged: Mapping[str, Any]) -> None:
+    difference, limit = (format_difference(merged[key]) for key in ("merged_max_diff", "tolerance"))
+    rows: list[tuple[str, str | Text]] = [
+        ("keys loaded", str(merged["keys_loaded"])),
+        ("same as adapter", f"logits differ by at most {difference} (limit {limit})"),
+    ]
+    console = results()
+    console.print(Text.assemble(("✓ ", "green"), "merged: ", (str(merged["output"]), "cyan")), soft_wrap=True)
+    console.print(facts(rows))
+
+
+def print_checks(found: Mapping[str, Any]) -> None:
+    """`ftune verify`: each check, whether it held, what it saw."""
+    console = results()
+    console.print(Text(str(found["target"]), style="bold"), soft_wrap=True)
+    told = [
+        (check["name"].replace("_", " "), mark(check["passed"]) + f" {check['told']}")
+        for check in found["checks"]
+    ]
+    console.print(facts(told))
+    failed = sum(not check["passed"] for check in found["checks"])
+    words = ("every check held", "green") if found["passed"] else (f"{failed} failed", "bold red")
+    console.print(Text.assemble("\n", words))
+
+
+def _print_data(data: Mapping[str, Any]) -> None:
+    dropped = {reason: count for reason, count in (data.get("dropped") or {}).items() if count}
+    reasons = ", ".join(
+        f"{reason.replace('_', ' ')} {format_count(count)}" for reason, count in dropped.items()
+    )
+    rows = f"{format_count(data['rows_in'])} in = {format_count(data['rows_used'])} used"
+    rows += f" + {format_count(sum(dropped.values()))} dropped" + (f" ({reasons})" if reasons else "")
+    lines: list[tuple[str, str | Text]] = [("rows", rows)]
+    for key, value in data.items():
+        if key not in ("rows_in", "rows_used", "dropped"):
+            told = format_count(value) if isinstance(value, int | None) else str(value)
+            lines.append((key.replace("_", " "), Text(told, style="dim" if told == NOT_MEASURED else "")))
+    results().print(Text("Data", style="bold"), facts(lines), sep="\n", end="\n\n")
+
+
+def _tokens(row: Mapping[str, Any]) -> Text:
+    text = Text()
+    pairs = zip(row["tokens"], row["labels"], strict=True)
+    for is_trained, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        joined = "".join(token.replace("\n", "⏎\n") for token, _ in group)
+        text.append(f"«{joined}»" if is_trained else joined, style="green" if is_trained else "dim")
+    return text

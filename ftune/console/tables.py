@@ -1,0 +1,119 @@
+"""Plans and methods as tables on stdout; the dictionaries have the shapes of DESIGN.md, section 4."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+from ftune.console.streams import results
+from ftune.quantities import format_bytes, format_count
+
+PEAKS = ("training_peak", "evaluation_peak", "merge_peak")
+
+
+def print_table(title: str, table: Table) -> None:
+    console = results()
+    console.print(Text(title, style="bold"))
+    console.print(Padding(table, (0, 0, 1, 1)))
+
+
+def print_facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> None:
+    """Names in a dim column, what they are beside them; nothing at all without rows."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, value)
+    if grid.rows:
+        print_table(title, grid)
+
+
+def new_table(*columns: str, num_left: int = 1) -> Table:
+    """A light table: the first `num_left` columns hold words, which may wrap, the others numbers."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1))
+    for index, column in enumerate(columns):
+        is_words = index < num_left
+        justify: Literal["left", "right"] = "left" if is_words else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=not is_words)
+    return table
+
+
+def mark(passed: bool | None) -> Text:
+    """A check mark, a cross, or a dash for what was not measured."""
+    if passed is None:
+        return Text("-", style="dim")
+    return Text("✓", style="green") if passed else Text("✗", style="bold red")
+
+
+def print_plans(plans: Sequence[Mapping[str, Any]]) -> None:
+    """One plan in full, several side by side."""
+    if len(plans) == 1:
+        print_plan(plans[0])
+        return
+    table = new_table(
+        "Plans", "method", "trainable", "percent", "training peak", "evaluation peak", "smallest card"
+    )
+    for plan in plans:
+        parameters, memory = plan["parameters"], plan["memory_bytes"]
+        table.add_row(
+            Text(str(plan["method"]), style="bold"),
+            format_count(parameters["trainable"]),
+            f"{parameters['percent']:.3g} %",
+            format_bytes(memory["training_peak"]),
+            format_bytes(memory["evaluation_peak"]),
+            next((card for card, fits in plan["fits"].items() if fits), "none"),
+        )
+    results().print(table)
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """What training will need; beside it what it needed, where plan.json says so."""
+    console = results()
+    parameters = plan["parameters"]
+    rows = [
+        ("method", str(plan.get("method", "-"))),
+        ("parameters", format_count(parameters["total"])),
+        ("trainable", f"{format_count(parameters['trainable'])} ({parameters['percent']:.3g} %)"),
+        ("steps", _steps(plan.get("steps"))),
+    ]
+    console.print(Text("Plan", style="bold"), facts(rows), sep="\n", end="\n\n")
+    console.print(_memory_table(plan["memory_bytes"], (plan.get("measured") or {}).get("memory_bytes")))
+    console.print(Text("Fits, by its training peak", style="bold"))
+    cards = [Text("  ") + mark(fits) + Text(f" {card}") for card, fits in plan["fits"].items()]
+    console.print(Columns(cards, padding=(0, 2)))
+
+
+def print_methods(methods: Sequence[Mapping[str, Any]]) -> None:
+    """One row a method: its name, what it trains, its papers, and whether this version has it."""
+    table = new_table("Methods", "name", "what it trains", "papers", "here", num_left=4)
+    for method in methods:
+        is_here = bool(method["available"])
+        name = Text(str(method["name"]), style="bold" if is_here else "dim")
+        papers = ", ".join(map(str, method["papers"]))
+        table.add_row(
+            name, str(method["description"]), papers, mark(True) if is_here else Text("later", style="dim")
+        )
+    results().print(table)
+
+
+def _steps(steps: Mapping[str, Any] | None) -> str:
+    if steps is None:
+        return "unknown without data"
+    counts = f"{format_count(steps['total'])} in all, {format_count(steps['per_epoch'])} per epoch"
+    return f"{counts}, {format_count(steps['supervised_tokens'])} supervised tokens"
+
+
+def _memory_table(predicted: Mapping[str, int], measured: Mapping[str, int | None] | None) -> Table:
+    table = new_table("Memory", "", "predicted", *(["measured"] if measured else []))
+    names = [name for name in predicted if name not in PEAKS]
+    for name in [*names, *PEAKS]:
+        cells = [format_bytes(predicted[name])]
+        if measured:
+            found = measured.get(name)
+            cells.append("-" if found is None else format_bytes(found))
+        style = "bold" if name in PEAKS else None
+        table.add_row(name.replace("_", " "), *cells, style=style, end_section=name == names[-1])
+    return table

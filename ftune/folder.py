@@ -1,0 +1,187 @@
+"""The run folder: the names of its files, atomic writes, checksums and the lock that keeps two runs apart."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ftune.errors import RunError, UserError
+
+FORMAT_VERSION = 1
+LOCK = "lock.json"
+
+
+class RunFolder:
+    """Where each part of a run lies (DESIGN.md, section 4)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.manifest = path / "manifest.json"
+        self.plan = path / "plan.json"
+        self.metrics = path / "metrics.jsonl"
+        self.adapter = path / "adapter"
+        self.merged = path / "merged"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples.jsonl"
+        self.report = path / "report.json"
+
+    @property
+    def is_run(self) -> bool:
+        return self.recipe.is_file()
+
+    @property
+    def is_complete(self) -> bool:
+        """The manifest's list of checksums is the last thing a run writes."""
+        return self.manifest.is_file() and "files" in read_json(self.manifest)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary file beside it, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"could not write: {error.strerror or error}", str(path), "free space, check rights") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Strict JSON (no NaN), keys in the order given, one line break at the end."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file; raises UserError when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", str(path), "check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON: {error}", str(path), "restore the file, or make it again") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears complete or not at all: filled under a temporary name, synced, then renamed.
+
+    An existing target is replaced only after the new folder is whole. Left-overs of killed writes are removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        sync_folder(temporary)
+        if target.exists():
+            old = temporary.with_name(f".tmp-old-{target.name}")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise RunError(f"could not write: {error.strerror or error}", str(target), "free space, check rights") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    for leftover in parent.glob(".tmp-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def checksums(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path relative to it; hidden files and `exclude` left out."""
+    skip = set(exclude)
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in skip and not any(part.startswith(".") for part in Path(name).parts):
+            found[name] = sha256_file(file)
+    return found
+
+
+def changed_files(folder: Path, expected: dict[str, str]) -> list[str]:
+    """The files whose bytes are no longer those that were recorded, or that are gone."""
+    return [n for n, digest in expected.items() if not (folder / n).is_file() or sha256_file(folder / n) != digest]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keep a second run out of this folder; the lock of a dead process is taken over."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock_file = path / LOCK
+        if lock_file.exists():
+            owner = read_json(lock_file).get("pid", -1)
+            if owner != os.getpid() and _is_alive(owner):
+                raise UserError(f"in use by pid {owner}", str(path), "wait for that run, or choose another output.dir")
+            lock_file.unlink()
+        with lock_file.open("x") as file:
+            json.dump({"pid": os.getpid()}, file)
+    except OSError as error:
+        raise UserError(f"cannot write here: {error.strerror or error}", str(path), "choose another output.dir") from error
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)

@@ -1,0 +1,265 @@
+"""The tokenizer and the base model, as transformers loads them, and the two halves of a forward pass: hidden states and head."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ftune import attention, folder
+from ftune.batches import MicroBatch
+from ftune.errors import UserError
+from ftune.loss import Head
+from ftune.recipe import ModelSection
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+PROOF_LENGTHS = (3, 17, 33)
+"""Lengths of the rows on which packed attention is compared with single rows."""
+
+
+def _source(settings: ModelSection) -> dict[str, Any]:
+    """The arguments that every from_pretrained of this base shares."""
+    return {
+        "pretrained_model_name_or_path": settings.base,
+        "revision": settings.revision or "main",
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _check_folder(settings: ModelSection) -> None:
+    if isinstance(settings.base, Path):
+        if not settings.base.is_dir():
+            raise UserError("no such model folder", str(settings.base), "relative paths are relative to the recipe")
+        if not (settings.base / "config.json").is_file():
+            raise UserError("no config.json in this model folder", str(settings.base), "name a transformers model folder")
+
+
+def load_config(settings: ModelSection) -> Any:
+    """The model's configuration; raises UserError when the base cannot be found."""
+    _check_folder(settings)
+    try:
+        return AutoConfig.from_pretrained(**_source(settings))
+    except (OSError, ValueError) as error:
+        raise _cannot_load("model", settings, error) from error
+
+
+def _cannot_load(what: str, settings: ModelSection, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = "is it a transformers folder with safetensors weights, or a hub id that can be reached from here?"
+    return UserError(f"the {what} cannot be loaded: {reason}", f"model.base: {settings.base}", hint)
+
+
+def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
+    """The base's own tokenizer, with the recipe's chat template where it names one."""
+    _check_folder(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**_source(settings))
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", settings, error) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            "this tokenizer has no fast version, so its tokens cannot be placed in the text",
+            f"model.base: {settings.base}",
+            "convert it to tokenizer.json",
+        )
+    if settings.chat_template is not None:
+        if not settings.chat_template.is_file():
+            raise UserError("no such file", f"model.chat_template: {settings.chat_template}", "name a Jinja file")
+        tokenizer.chat_template = settings.chat_template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def resolve_dtype(requested: str, device: torch.device, trains_base: bool, stored: torch.dtype) -> torch.dtype:
+    """The dtype the base is held in.
+
+    `auto` is the stored one, except where that would harm: float32 for weights that are trained, and on CPUs, where half
+    precision is slow. float16 on a CPU is refused.
+    """
+    if requested == "float16" and device.type == "cpu":
+        raise UserError("float16 cannot be trained on a CPU", "model.dtype", "use float32 or bfloat16")
+    if requested != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[requested]
+    return torch.float32 if trains_base or device.type == "cpu" else stored
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base with every weight from its files; raises UserError when one is missing, unexpected or misshapen."""
+    load_config(settings)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **_source(settings),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation=None if settings.attention == "auto" else settings.attention,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise _cannot_load("model", settings, error) from error
+    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if told := "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys):
+        raise UserError(
+            f"the weights do not fit the model's configuration: {told}",
+            f"model.base: {settings.base}",
+            "the folder's config.json and weights must belong together",
+        )
+    return model.to(device)  # type: ignore[no-any-return]
+
+
+def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
+    """The model from config.json alone; inside FakeTensorMode or on the meta device it takes no memory for weights."""
+    model = AutoModelForCausalLM.from_config(
+        load_config(settings), dtype=dtype, trust_remote_code=settings.trust_remote_code
+    )
+    model.tie_weights()
+    return model  # type: ignore[no-any-return]
+
+
+def fingerprint(settings: ModelSection) -> dict[str, str]:
+    """sha256 of each file that makes the base what it is; for a hub id, its commit hash."""
+    if not isinstance(settings.base, Path):
+        return {"commit": str(getattr(load_config(settings), "_commit_hash", None))}
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
+    return {name: digest for name, digest in folder.checksums(settings.base).items() if name.endswith(kinds)}
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computed the result."""
+    import accelerate
+    import tokenizers
+
+    from ftune import __version__
+
+    modules = {"torch": torch, "transformers": transformers, "accelerate": accelerate, "tokenizers": tokenizers}
+    return {"ftune": __version__} | {name: str(module.__version__) for name, module in modules.items()}
+
+
+def head(model: PreTrainedModel) -> Head:
+    """Hidden states -> logits as the architecture makes them: with its scaling (Granite, Cohere) or soft cap (Gemma)."""
+    projection = model.get_output_embeddings()
+    config = model.config
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if divisor := getattr(config, "logits_scaling", None):
+        scale = scale / divisor
+    softcap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        values = projection(hidden)
+        values = values * scale if scale != 1.0 else values
+        return torch.tanh(values / softcap) * softcap if softcap else values
+
+    return logits
+
+
+def hidden_states(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
+    """The last hidden state at every token: (tokens, width). With packing, inside `attention.packed` only."""
+    extra = {"segment_bounds": batch.bounds} if packing else {}
+    output = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, rows: list[list[int]]) -> list[torch.Tensor]:
+    """Float32 logits of single rows by the model's own forward, attention and head: the reference for every proof."""
+    was_training = model.training
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    result = [model(torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows]
+    model.train(was_training)
+    return result
+
+
+def proof_rows(vocab_size: int, max_positions: int | None) -> list[list[int]]:
+    """Fixed pseudo-random rows to compare models on."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, max_positions or length) for length in PROOF_LENGTHS]
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def proof_rows_for(model: PreTrainedModel) -> list[list[int]]:
+    embeddings = model.get_input_embeddings().weight
+    return proof_rows(embeddings.shape[0], getattr(model.config, "max_position_embeddings", None))
+
+
+def max_difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """The largest absolute difference between two lists of logits; infinite when one is not a number."""
+    worst = max(float((a - b).abs().max()) for a, b in zip(ours, reference, strict=True))
+    return worst if worst == worst else float("inf")
+
+
+def tolerance(dtype: torch.dtype, reference: list[torch.Tensor]) -> float:
+    """How far equal computations in another order may lie apart: some roundings of the largest logit.
+
+    1e-5 (as ftune promises for float32) for logits of ordinary size, growing with their size and the dtype's rounding.
+    """
+    largest = max(1.0, *(float(logits.abs().max()) for logits in reference))
+    return max(1e-5, 40 * torch.finfo(dtype).eps * largest)
+
+
+@torch.no_grad()
+def prove_packing(model: PreTrainedModel, attention_name: str) -> float:
+    """Compare packed rows with single rows on this very model; returns the largest logit difference.
+
+    Some architectures accept the replaced attention and are silently wrong, so nothing is packed before this holds.
+    """
+    rows = proof_rows_for(model)
+    reference = logits_of(model, rows)
+    bounds = (0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist())
+    device = model.get_input_embeddings().weight.device
+    batch = MicroBatch(
+        torch.tensor([[token for row in rows for token in row]]),
+        torch.tensor([[position for row in rows for position in range(len(row))]]),
+        torch.tensor([[-100] * bounds[-1]]),
+        bounds,
+        (),
+    ).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with attention.packed(model, attention_name):
+            logits = head(model)(hidden_states(model, batch, packing=True)).float().cpu()
+    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise _cannot_pack(model, str(error)) from error
+    finally:
+        model.train(was_training)
+    difference = max_difference([logits[start:end] for start, end in pairwise(bounds)], reference)
+    if not difference <= 10 * tolerance(next(model.parameters()).dtype, reference):
+        raise _cannot_pack(model, f"logits of packed rows differ from single rows by {difference:.2g}")
+    return difference
+
+
+def _cannot_pack(model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"rows cannot be packed for {type(model).__name__}: {reason}",
+        "data.packing",
+        "set data.packing: false to train row by row",
+    )
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the data stage needs to know of the model before it is loaded."""
+
+    vocab_size: int
+    max_positions: int | None
+
+
+def facts(settings: ModelSection) -> ModelFacts:
+    config = load_config(settings).get_text_config()
+    return ModelFacts(config.vocab_size, getattr(config, "max_position_embeddings", None))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A layer that multiplies by one matrix: torch's, or GPT-2's transposed one."""
+    return isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D)

@@ -1,0 +1,178 @@
+"""What a run will need: parameters, memory and steps, counted by the very code that trains, on tensors without contents."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from ftune import schedule
+from ftune.batches import MicroBatch
+from ftune.loss import CHUNK_ELEMENTS
+from ftune.methods import METHODS
+from ftune.methods.base import trainable
+from ftune.model import hidden_states, load_config, resolve_dtype, shape_of, stored_dtype
+from ftune.recipe import Recipe
+from ftune.train import Plan, attending
+
+CARDS = {
+    "8 GB (RTX 4060)": 8,
+    "12 GB (RTX 4070)": 12,
+    "16 GB (T4, RTX 4080)": 16,
+    "24 GB (RTX 4090, L4)": 24,
+    "40 GB (A100)": 40,
+    "48 GB (L40S)": 48,
+    "80 GB (A100, H100)": 80,
+    "141 GB (H200)": 141,
+}
+"""Memory of common cards in GB (10^9 bytes); a run fits when its training peak leaves 8 % to the runtime."""
+
+CARD_SHARE = 0.92
+CHECKPOINTING_PARAMETERS = 10**9
+"""`gradient_checkpointing: auto` turns it on for models from this size."""
+GENERATION_TOKENS = 8192
+"""Tokens that one batch of generation holds in its cache."""
+OPTIMIZER_BYTES = {"adamw": 8, "sgd": 0}
+"""Bytes of optimizer state per trainable parameter; AdamW holds two float32 moments."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `loss` is the largest chunk of logits with its gradient; peaks are sums of what lives at once."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    training_peak: int
+    evaluation_peak: int
+    merge_peak: int
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """plan.json: what was predicted before anything was loaded."""
+
+    method: str
+    total: int
+    trainable: int
+    memory: Memory
+    steps: dict[str, int] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        peak = self.memory.training_peak
+        return {
+            "method": self.method,
+            "parameters": {
+                "total": self.total,
+                "trainable": self.trainable,
+                "percent": 100 * self.trainable / self.total,
+            },
+            "memory_bytes": asdict(self.memory),
+            "steps": self.steps,
+            "fits": {card: peak <= size * 10**9 * CARD_SHARE for card, size in CARDS.items()},
+        }
+
+
+def _bytes(tensors: list[nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def activation_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
+    """What autograd keeps of one forward pass over so many tokens: counted by hooks on the real forward, in FakeTensorMode."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in parameters:
+            kept[storage] = tensor
+        return tensor
+
+    ids = torch.zeros(1, num_tokens, dtype=torch.long)
+    batch = MicroBatch(ids, ids, ids, (0, num_tokens), ())
+    model.train()
+    with (
+        attending(model, plan.packing, plan.attention),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        output = hidden_states(model, batch, plan.packing)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return size + output.numel() * output.element_size()
+
+
+def _activations(model: PreTrainedModel, plan: Plan, is_checkpointed: bool) -> int:
+    """Activations of a micro-batch. They grow in proportion to the tokens, so a short forward is enough.
+
+    With gradient checkpointing each layer keeps its input alone, and one layer at a time is computed again.
+    """
+    sample = min(plan.micro_batch_tokens, 128)
+    kept = activation_bytes(model, plan, sample) * plan.micro_batch_tokens // sample
+    if not is_checkpointed:
+        return kept
+    config = model.config.get_text_config()
+    inputs = plan.micro_batch_tokens * config.hidden_size * next(model.parameters()).element_size()
+    return kept // config.num_hidden_layers + inputs * config.num_hidden_layers
+
+
+def make_plan(recipe: Recipe, settings: Any, run: Plan, supervised_tokens: int | None, num_examples: int | None) -> RunPlan:
+    """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    method = METHODS[settings.name]
+    stored = stored_dtype(load_config(recipe.model))
+    dtype = resolve_dtype(recipe.model.dtype, device, method.trains_base, stored)
+    with FakeTensorMode():
+        model = shape_of(recipe.model, dtype)
+        weights = _bytes(list(model.parameters()))
+        base_parameters = {id(parameter) for parameter in model.parameters()}
+        method.attach(model, settings)
+        activations = _activations(model, run, is_checkpointed(recipe, model))
+    trained = list(trainable(model).values())
+    adapter = _bytes([p for p in model.parameters() if id(p) not in base_parameters])
+    gradients = _bytes(trained)
+    state = sum(p.numel() for p in trained) * OPTIMIZER_BYTES[recipe.training.optimizer]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    loss = 3 * 4 * min(CHUNK_ELEMENTS, run.micro_batch_tokens * vocabulary)
+    memory = Memory(
+        weights=weights,
+        adapter=adapter,
+        gradients=gradients,
+        optimizer=state,
+        activations=activations,
+        loss=loss,
+        training_peak=weights + adapter + gradients + state + activations + loss,
+        evaluation_peak=2 * weights + adapter + _cache_bytes(model, GENERATION_TOKENS),
+        merge_peak=2 * weights + adapter,
+    )
+    total = sum(p.numel() for p in model.parameters())
+    steps = None
+    if num_examples is not None and supervised_tokens is not None:
+        per_epoch = schedule.steps_per_epoch(num_examples, recipe.training.batch_size)
+        steps = {"per_epoch": per_epoch, "total": run.total_steps, "supervised_tokens": supervised_tokens}
+    return RunPlan(settings.name, total, sum(p.numel() for p in trained), memory, steps)
+
+
+def is_checkpointed(recipe: Recipe, model: PreTrainedModel) -> bool:
+    """Whether activations are computed again in the backward pass: as asked, or for large models."""
+    asked = recipe.training.gradient_checkpointing
+    return bool(model.num_parameters() >= CHECKPOINTING_PARAMETERS) if asked == "auto" else bool(asked)
+
+
+def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """Keys and values of every layer for that many tokens."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * tokens * next(model.parameters()).element_size())
+
+
+def with_measured(planned: RunPlan, peak_memory: int, steps: dict[str, int]) -> dict[str, Any]:
+    """plan.json after training: the same keys, as measured; parts that were not measured apart are null."""
+    document = planned.as_dict()
+    memory: dict[str, int | None] = dict.fromkeys(document["memory_bytes"])
+    memory["training_peak"] = peak_memory
+    return {**document, "measured": {"parameters": document["parameters"], "memory_bytes": memory, "steps": steps}}

@@ -1,0 +1,35 @@
+"""The recipe: what users write, checked; what the rest of ftune reads."""
+
+from ftune.recipe.loading import differences, dump, load
+from ftune.recipe.schema import (
+    DataFile,
+    DataSection,
+    EvaluationSection,
+    GatesSection,
+    HarnessProbe,
+    HubDataset,
+    ModelSection,
+    OutputSection,
+    Recipe,
+    TrainingSection,
+)
+from ftune.recipe.writing import documentation, json_schema, starter
+
+__all__ = [
+    "DataFile",
+    "DataSection",
+    "EvaluationSection",
+    "GatesSection",
+    "HarnessProbe",
+    "HubDataset",
+    "ModelSection",
+    "OutputSection",
+    "Recipe",
+    "TrainingSection",
+    "differences",
+    "documentation",
+    "dump",
+    "json_schema",
+    "load",
+    "starter",
+]

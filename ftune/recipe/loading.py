@@ -1,0 +1,77 @@
+"""A recipe file and overrides -> a Recipe, or everything that is wrong with them; and a Recipe -> YAML."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ftune.errors import UserError
+from ftune.recipe import problems
+from ftune.recipe.document import FLOAT, TAG, Document, dotted, in_yaml, override, read
+from ftune.recipe.later import refusals
+from ftune.recipe.schema import Recipe
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, with `a.b=c` overrides; raises UserError with all problems, in file order."""
+    if path.stem.strip(".") == "":
+        raise UserError("a recipe needs a name of its own: its run folder is called after it", str(path))
+    document = read(path)
+    for order, text in enumerate(overrides, 1):
+        override(document, text, order)
+    recipe = _validate(document, {"folder": path.parent.resolve(), "name": path.stem})
+    if recipe is None or document.findings:
+        findings = sorted(document.findings, key=lambda finding: finding.order)
+        raise UserError.collect(finding.problem() for finding in findings)
+    return recipe
+
+
+def _validate(document: Document, context: dict[str, Any]) -> Recipe | None:
+    recipe, later = None, list(refusals(document))
+    forms = {refusal.path for refusal in later if refusal.is_form}
+    before = len(document.findings)
+    try:
+        recipe = Recipe.model_validate(document.data, context=context)
+    except ValidationError as error:
+        problems.tell(error, document, document.unread | forms)
+    wrong = [finding.path for finding in document.findings[before:]] + list(document.unread)
+    for refusal in later:
+        if refusal.is_form or not any(refusal.path[: len(path)] == path for path in wrong):
+            written = f"{dotted(refusal.path)}: {in_yaml(refusal.value)}"
+            what = f"`{written}` is not available in this version of ftune"
+            document.tell(refusal.path, what, refusal.hint)
+    return recipe
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML 1.1 or 1.2 could take for something else."""
+
+
+_Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out; with absolute paths, so that it may lie anywhere."""
+    return yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6
+    )
+
+
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """Every key that two recipes do not share, as `training.learning_rate: 0.001 -> 0.01`."""
+    old, new = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    pairs = [
+        (key, *(in_yaml(leaves[key]) if key in leaves else "(absent)" for leaves in (old, new)))
+        for key in {**old, **new}
+    ]
+    return [f"{key}: {was} -> {now}" for key, was, now in pairs if was != now]
+
+
+def _leaves(values: Mapping[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{around}{key}.")
+        else:
+            yield f"{around}{key}", value

@@ -1,0 +1,258 @@
+"""The recipe: every key, its bounds and its description; documentation and starters are made from it."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ftune.recipe.document import SHORT_FORMS
+from ftune.settings import (
+    METHOD_NAMES,
+    AnyMethod,
+    AnyObjective,
+    FilePath,
+    Number,
+    Positive,
+    Settings,
+    SftSettings,
+    absolute,
+)
+
+Count = Annotated[int, Field(ge=1)]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def _folder_or_hub_id(value: object, info: ValidationInfo) -> object:
+    """An existing folder, or what is written like a path, is a path; `name` or `owner/name` is a hub id."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise PydanticCustomError("path_type", "a model folder or a hub id")
+    path = absolute(value, info)
+    return path if path.is_dir() or not HUB_ID.fullmatch(value) else value
+
+
+ModelName = Annotated[Path | str, BeforeValidator(_folder_or_hub_id)]
+
+
+class ModelSection(Settings):
+    base: ModelName = Field(description="model folder or hub id")
+    revision: str | None = Field(None, description="hub revision; its commit hash is recorded")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="how the base is held in memory"
+    )
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="a smaller base that stays frozen"
+    )
+    double_quantization: bool = Field(True, description="quantize the quantization constants too")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
+        "auto", description="attention implementation"
+    )
+    chat_template: FilePath | None = Field(None, description="a Jinja file; null = the tokenizer's own")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class DataFile(Settings):
+    path: FilePath = Field(description="a file of rows")
+    weight: Positive = Field(1.0, description="how often its rows are seen, relative to the other files")
+
+
+class HubDataset(Settings):
+    hub: str = Field(min_length=1, description="hub id of a dataset")
+    split: str = Field("train", min_length=1, description="its split")
+
+
+TrainingFiles = Annotated[tuple[FilePath | DataFile, ...], Field(strict=False, min_length=1)]
+
+
+class DataSection(Settings):
+    train: FilePath | TrainingFiles | HubDataset = Field(
+        description="file, list of files or {path, weight}, or {hub, split}"
+    )
+    validation: FilePath | None = Field(None, description="file whose loss is measured during training")
+    test: FilePath | None = Field(None, description="held-out file that the task metric is measured on")
+    format: Literal[
+        "auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "labelled", "preference"
+    ] = Field("auto", description="the shape of a row; auto goes by the columns")
+    columns: dict[str, str] = Field(
+        {}, description="rename columns, e.g. {prompt: question, completion: answer}"
+    )
+    max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens per example")
+    too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="what happens to longer examples"
+    )
+    packing: bool = Field(True, description="several examples in one sequence, isolated from each other")
+    deduplicate: Literal["off", "exact", "near"] = Field("off", description="remove repeated training rows")
+    decontaminate: bool = Field(
+        False, description="remove training rows that are in validation, test or probe"
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="stop at unusable rows, or skip and count them"
+    )
+
+    @property
+    def train_paths(self) -> tuple[Path, ...]:
+        """The training files, in the recipe's order."""
+        if isinstance(self.train, HubDataset):
+            return ()
+        files = (self.train,) if isinstance(self.train, Path) else self.train
+        return tuple(file if isinstance(file, Path) else file.path for file in files)
+
+
+class TrainingSection(Settings):
+    learning_rate: Positive = Field(
+        description="the highest learning rate; the default depends on the method"
+    )
+    epochs: Positive | None = Field(None, description="passes over the data; 3 unless max_steps is given")
+    max_steps: Count | None = Field(
+        None, validate_default=True, description="optimizer steps, instead of epochs"
+    )
+    batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
+    micro_batch_tokens: Literal["auto"] | Count = Field(
+        "auto", description="what fits at once; never changes the result"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
+        "adamw", description="the optimizer"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="the learning rate after warm-up"
+    )
+    warmup: Number = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
+    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay of matrices")
+    max_grad_norm: Positive = Field(1.0, description="longer gradients are scaled down to this norm")
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto", description="recompute activations to save memory"
+    )
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="how several processes share the work"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="order of rows, dropout, start of the adapter"
+    )
+    evaluate_every: Count | None = Field(None, description="steps; null = at the end of each epoch")
+    checkpoint_every: Count | None = Field(None, description="steps; null = at the end of each epoch")
+    keep_checkpoints: Count = Field(2, description="older checkpoints are deleted")
+    select: Literal["last", "best"] = Field(
+        "last", description="last step, or best score within gates.max_forgetting"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _three_epochs_unless_told(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "epochs" not in values and values.get("max_steps") is None:
+            return {"epochs": 3.0, **values}
+        return values
+
+    @field_validator("max_steps")
+    @classmethod
+    def _instead_of_epochs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if "epochs" in info.data and (value is None) == (info.data["epochs"] is None):
+            raise PydanticCustomError("ftune", "give either training.epochs or training.max_steps")
+        return value
+
+
+class HarnessProbe(Settings):
+    harness: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
+        description="tasks of lm-eval"
+    )
+
+
+class EvaluationSection(Settings):
+    metric: (
+        Literal["exact_match", "contains", "json_match", "rouge_l", "accuracy", "f1", "loss"]
+        | Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")]
+    ) = Field("exact_match", description="how an answer is scored, or file.py:function")
+    few_shot: Annotated[int, Field(ge=0)] = Field(
+        4, description="examples in the base model's prompt; 0 = off"
+    )
+    max_new_tokens: Count = Field(128, description="the longest answer that is generated")
+    review: Annotated[int, Field(ge=0)] = Field(0, description="outputs on the review sheet")
+    probe: Literal["off", "general"] | HarnessProbe | FilePath = Field(
+        "off",
+        union_mode="left_to_right",
+        description="what forgetting is measured on: a file of prompts with answers, or {harness: [tasks]}",
+    )
+
+
+class GatesSection(Settings):
+    """All optional; any that fails makes exit code 1."""
+
+    min_score: Number | None = Field(None, description="the tuned model's score on the test set")
+    min_gain: Number | None = Field(None, description="its gain over the better of zero-shot and few-shot")
+    max_forgetting: Number | None = Field(None, ge=0, description="the worst drop on the probe")
+
+
+def _run_folder(value: Any, info: ValidationInfo) -> Any:
+    """`{recipe}` becomes the recipe file's name; nothing else is replaced."""
+    if not isinstance(value, str):
+        return value
+    filled = value.replace("{recipe}", (info.context or {}).get("name", "recipe"))
+    if "{" in filled or "}" in filled:
+        raise PydanticCustomError(
+            "ftune", "output.dir: of all words in braces only {name} is replaced", {"name": "{recipe}"}
+        )
+    return filled
+
+
+class OutputSection(Settings):
+    dir: Annotated[FilePath, BeforeValidator(_run_folder)] = Field(
+        "runs/{recipe}",
+        validate_default=True,
+        description="the run folder; {recipe} is the recipe file's name",
+    )
+    save: Literal["adapter", "merged", "both"] = Field(
+        "adapter", description="what is kept of the tuned model"
+    )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
+        (), description="where metrics are sent besides metrics.jsonl"
+    )
+
+
+class Recipe(Settings):
+    """What a run is made from. Sections that a file leaves out are there, with their defaults."""
+
+    model: ModelSection = Field(description="the base model")
+    method: AnyMethod = Field(description="how it is tuned")
+    objective: AnyObjective = Field(SftSettings(), description="what it learns from")
+    data: DataSection = Field(description="rows, and what is done to them")
+    training: TrainingSection = Field(description="the optimizer's steps")
+    evaluation: EvaluationSection = Field(EvaluationSection(), description="what is measured")
+    gates: GatesSection = Field(GatesSection(), description="all optional; any that fails makes exit code 1")
+    output: OutputSection = Field(description="what is written, and where")
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its folder; unless told otherwise the recipe file's stem."""
+        return self.output.dir.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Short forms, sections that were left out, and the learning rate that suits the method."""
+        if not isinstance(values, dict):
+            return values
+        values = {"training": {}, "output": {}, **values}
+        for section, key in SHORT_FORMS.items():
+            if isinstance(values.get(section), str):
+                values[section] = {key: values[section]}
+        if isinstance(values["training"], dict):
+            values["training"] = {
+                "learning_rate": _default_learning_rate(values.get("method")),
+                **values["training"],
+            }
+        return values
+
+
+def _default_learning_rate(method: Any) -> float:
+    """Of an unknown method any rate will do: the recipe is refused anyway."""
+    entry = METHOD_NAMES.get(str(method.get("name"))) if isinstance(method, dict) else None
+    return entry.settings.default_learning_rate if entry and entry.settings else 1.0

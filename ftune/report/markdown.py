@@ -1,0 +1,141 @@
+"""report.md: the report as it fits into a pull request."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftune.quantities import (
+    NOT_MEASURED,
+    format_bytes,
+    format_count,
+    format_difference,
+    format_duration,
+    format_gate,
+    format_interval,
+    format_rate,
+    format_score,
+)
+from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
+from ftune.report.verdict import because, verdict
+
+MARKS = {True: "✅", False: "❌", None: "➖"}
+WORDS: dict[Any, str] = {True: "yes", False: "no", None: NOT_MEASURED}
+SPECIAL = re.compile(r"([\\`*_|#]|\[(?![−\d., ]+\]))")  # an interval's bracket is none
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    parts = [
+        f"# {_text(report.get('name') or 'ftune')}",
+        _text(verdict(report)),
+        _gates(report.get("gates") or []),
+        "## Task",
+        _task(report.get("task") or {}),
+        "## Forgetting",
+        _forgetting(report.get("forgetting") or {}),
+        "## Files",
+        _artefact(report.get("artefact") or {}),
+        "## Data and cost",
+        _data(report.get("data") or {}),
+        _cost(report.get("cost") or {}),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{MARKS[bool(gate['passed'])]} {gate['name']}",
+            format_gate(gate["value"]),
+            format_gate(gate["limit"]),
+        ]
+        for gate in gates
+    ]
+    return _table(["gate", "value", "limit"], rows) if rows else "No gates were set."
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    if not task:
+        return "Not measured."
+    intervals = task.get("intervals") or {}
+    rows = [
+        [name.replace("_", "-"), format_score(task.get(name)), format_interval(intervals.get(name))]
+        for name in ("zero_shot", "few_shot", "tuned")
+    ]
+    gain = format_score(task.get("gain"), signed=True)
+    rows.append(["gain over the better baseline", gain, format_interval(task.get("ci95"))])
+    table = _table(
+        [f"{task.get('metric')}, n = {format_count(task.get('n'))}", "score", "95 % interval"], rows
+    )
+    reason = task.get("reason")
+    return f"{table}\n\nNot everything was measured: {_text(reason)}." if reason else table
+
+
+def _forgetting(forgetting: Mapping[str, Any]) -> str:
+    suites = forgetting.get("suites") or []
+    if not suites:
+        return f"Not measured{_text(because(forgetting))}."
+    rows = [
+        [
+            f"{suite['name']} (n = {format_count(suite['n'])})",
+            f"{format_score(suite['before'])} → {format_score(suite['after'])}",
+            format_score(suite["drop"]),
+            format_interval(suite.get("ci95")),
+            format_score(suite.get("minimum_detectable")),
+            _strong(str(suite["verdict"])),
+        ]
+        for suite in suites
+    ]
+    table = _table(["skill", "before → after", "drop", "95 % interval", "detectable", "verdict"], rows)
+    loss, kl = forgetting.get("general_loss") or {}, forgetting.get("kl_to_base")
+    before, after = format_score(loss.get("before")), format_score(loss.get("after"))
+    change = NOT_MEASURED if loss.get("before") is None else f"{before} → {after} nats per token"
+    return f"{table}\n\nGeneral loss: {change}. KL to the base: {format_score(kl, 4)}."
+
+
+def _artefact(artefact: Mapping[str, Any]) -> str:
+    rows = []
+    for name in ARTEFACT_CHECKS:
+        value = artefact.get(name)
+        told = format_difference(value) if name.endswith("diff") else WORDS.get(value, str(value))
+        rows.append([f"{MARKS[artefact_holds(name, artefact)]} {name.replace('_', ' ')}", told])
+    return _table(["check", "found"], rows)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    if not data:
+        return "The data were not recorded."
+    dropped = {reason: count for reason, count in (data.get("dropped") or {}).items() if count}
+    reasons = ", ".join(f"{_text(reason)} {format_count(count)}" for reason, count in dropped.items())
+    used = f"{format_count(data.get('rows_in'))} rows in, {format_count(data.get('rows_used'))} used"
+    return f"{used}, {format_count(sum(dropped.values()))} dropped" + (f" ({reasons})." if reasons else ".")
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    if not cost:
+        return "The cost was not recorded."
+    trained = f"{format_count(cost.get('trainable_parameters'))} trainable parameters"
+    tokens = f"{format_count(cost.get('tokens'))} tokens at {format_rate(cost.get('tokens_per_second'))}"
+    peak = format_bytes(cost.get("peak_memory_bytes"))
+    return f"{trained}, {tokens}, {format_duration(cost.get('seconds'))} in all, peak memory {peak}."
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell if index == 1 else _cell(cell) for cell in line) + " |"
+        for index, line in enumerate(lines)
+    )
+
+
+def _cell(text: str) -> str:
+    return text if text.startswith("**") else _text(text)
+
+
+def _strong(verdict_word: str) -> str:
+    return f"**{verdict_word}**" if verdict_word == "forgot" else verdict_word
+
+
+def _text(text: object) -> str:
+    """Names come from data: they must not become markup or end a table's cell."""
+    return SPECIAL.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

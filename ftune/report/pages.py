@@ -1,0 +1,135 @@
+"""Renders a run folder: reads its files, fills the page, writes report.html, report.md and junit.xml."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, Template, Undefined
+
+from ftune import folder as folders
+from ftune import quantities
+from ftune.folder import RunFolder
+from ftune.report import samples
+from ftune.report.curves import Chart, Series, chart, smooth
+from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds, junit
+from ftune.report.markdown import markdown
+from ftune.report.verdict import verdict
+
+UNWRITABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Control characters and lone surrogates: XML cannot hold them, and a terminal obeys them."""
+
+CHECKS = {
+    "adapter_live": (
+        "The adapter is live",
+        "loaded from its files, it changes the base model's outputs",
+    ),
+    "keys_loaded": ("Every tensor was loaded", "each saved tensor found its place in a fresh model"),
+    "reload_max_diff": (
+        "A fresh process gives the same model",
+        "largest difference of the logits between the model in training and its reload from disk",
+    ),
+    "merged_max_diff": (
+        "Merging keeps the model",
+        "largest difference of the logits between the base with the adapter and the merged weights",
+    ),
+}
+
+
+def render(folder: Path) -> None:
+    """Reads only the folder, so it works a year later, and writes the same bytes each time. Everything but
+    report.json may be missing. Raises UserError when report.json is missing or broken."""
+    run = RunFolder(folder)
+    report = folders.read_json(run.report)
+    page = _template().render(
+        report=report,
+        verdict=verdict(report),
+        scores=_scores(report.get("task") or {}),
+        checks=_checks(report.get("artefact") or {}),
+        charts=_charts(_lines(run.metrics)),
+        samples=samples.choose(_lines(run.samples)),
+        plan=_optional(run.plan),
+        manifest=_optional(run.manifest),
+        recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None,
+    )
+    for name, text in (("report.html", page), ("report.md", markdown(report)), ("junit.xml", junit(report))):
+        folders.write_text(folder / name, UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+class _Page(Environment):
+    """What a file does not say is None on the page, like a null."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        found = super().getattr(obj, attribute)
+        return None if isinstance(found, Undefined) else found
+
+
+@cache
+def _template() -> Template:
+    environment = _Page(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    for name in ("bytes", "count", "difference", "duration", "gate", "interval", "rate", "score"):
+        environment.filters[name] = getattr(quantities, f"format_{name}")
+    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    environment.filters["place"] = lambda share: f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+    return environment.get_template("report.html.jinja")
+
+
+def _scores(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The bars; `share` and its like are parts of the axis, which ends at 1 for scores up to 1."""
+    intervals = task.get("intervals") or {}
+    bars: list[dict[str, Any]] = [
+        {"key": key, "name": key.replace("_", "-"), "score": task.get(key), "interval": intervals.get(key)}
+        for key in ("zero_shot", "few_shot", "tuned")
+    ]
+    ends = [end for bar in bars for end in [bar["score"], *(bar["interval"] or [])] if end is not None]
+    longest = max(ends, default=1.0)
+    scale = 1.0 if longest <= 1 and task.get("metric") != "loss" else 1.05 * longest or 1.0
+    for bar in bars:
+        bar["share"] = None if bar["score"] is None else bar["score"] / scale
+        bar["whisker"] = bar["interval"] and [end / scale for end in bar["interval"]]
+    return bars
+
+
+def _checks(artefact: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": title,
+            "meaning": meaning,
+            "value": artefact.get(name),
+            "is_difference": name.endswith("diff"),
+            "holds": artefact_holds(name, artefact),
+        }
+        for name, (title, meaning) in ((name, CHECKS[name]) for name in ARTEFACT_CHECKS)
+    ]
+
+
+def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    def points(key: str) -> list[tuple[float, float]]:
+        return [(float(row["step"]), float(row[key])) for row in metrics if row.get(key) is not None]
+
+    loss = points("loss")
+    series = [
+        Series("each step", "raw", loss),
+        Series("smoothed", "smooth", smooth(loss)),
+        Series("validation", "dots", points("validation_loss")),
+    ]
+    found = [
+        chart("Loss", "nats per supervised token", series),
+        chart("Learning rate", "", [Series("", "line", points("learning_rate"))], may_be_log=False),
+        chart("Gradient norm", "before clipping", [Series("", "line", points("grad_norm"))]),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return folders.read_json_lines(path) if path.is_file() else []
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = folders.read_json(path)
+    return found

@@ -1,0 +1,165 @@
+"""Everything a recipe names, read and checked before anything is loaded or written; every problem at once."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ftune import data, folder, model, plan, probe, schedule
+from ftune.data import Dataset
+from ftune.errors import Problem, UserError
+from ftune.evaluate import has_answer
+from ftune.methods import METHODS
+from ftune.plan import RunPlan
+from ftune.probe import Probe
+from ftune.recipe import Recipe
+from ftune.train import Plan
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tokenizer, the checked data, and the plans they give."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    probe: Probe | None
+    plan: Plan
+    prediction: RunPlan
+
+    def account(self) -> dict[str, Any]:
+        """The `data` part of report.json."""
+        return self.train.account.as_dict()
+
+
+class Collector:
+    """Runs stages that raise UserError, and keeps the problems of all of them."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.problems += [problem for problem in error.problems if problem not in self.problems]
+
+
+def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
+    """The recipe's rules for rows; no row may be longer than the model's context."""
+    section = recipe.data
+    limit = min(section.max_length, max_positions or section.max_length)
+    return data.Rules(section.format, section.columns, limit, section.too_long, section.on_bad_row)
+
+
+def training_plan(recipe: Recipe, num_examples: int | None) -> Plan:
+    training = recipe.training
+    count = training.batch_size if num_examples is None else num_examples
+    total = schedule.total_steps(count, training.batch_size, training.epochs, training.max_steps)
+    return Plan(training, total, recipe.data.packing, recipe.model.attention, training.seed)
+
+
+def read(recipe: Recipe, collector: Collector) -> Inputs | None:
+    """All inputs of a recipe, or None when the collector found problems."""
+    tokenizer = facts = train = prediction = None
+    with collector.stage():
+        facts = model.facts(recipe.model)
+    with collector.stage():
+        tokenizer = model.load_tokenizer(recipe.model)
+    if tokenizer is None or facts is None:
+        return None
+    rules = rules_of(recipe, facts.max_positions)
+
+    def read_set(paths: Sequence[Path]) -> Dataset | None:
+        with collector.stage():
+            return data.load(tokenizer, paths, rules, facts.vocab_size)
+        return None
+
+    train = read_set(recipe.data.train_paths)
+    validation = read_set([recipe.data.validation]) if recipe.data.validation else None
+    test = read_set([recipe.data.test]) if recipe.data.test else None
+    items = None
+    with collector.stage():
+        if isinstance(recipe.evaluation.probe, Path):
+            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
+    with collector.stage():
+        check_scorable(recipe, test)
+        check_overlap(items, train)
+    run_plan = training_plan(recipe, len(train) if train else None)
+    with collector.stage():
+        supervised = train.account.supervised_tokens if train else None
+        prediction = plan.make_plan(recipe, recipe.method, run_plan, supervised, len(train) if train else None)
+    if collector.problems or train is None or prediction is None:
+        return None
+    return Inputs(tokenizer, train, validation, test, items, run_plan, prediction)
+
+
+def require(recipe: Recipe) -> Inputs:
+    """All inputs of a recipe; raises UserError with everything that is wrong."""
+    collector = Collector()
+    inputs = read(recipe, collector)
+    if inputs is None:
+        raise UserError.collect(collector.problems)
+    return inputs
+
+
+def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
+    """A gate needs what it measures, and a metric of answers needs rows that have them."""
+    if test is None:
+        if wanted := [name for name in ("min_score", "min_gain") if getattr(recipe.gates, name) is not None]:
+            raise UserError("there is no test set to measure it on", f"gates.{wanted[0]}", "name one with data.test")
+    elif recipe.evaluation.metric != "loss" and not all(map(has_answer, test.examples)):
+        raise UserError("test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss")
+    if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
+        raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")
+
+
+def check_overlap(items: Probe | None, train: Dataset | None) -> None:
+    """What is trained on cannot tell what was forgotten."""
+    if items is None or train is None:
+        return
+    if pairs := probe.overlap(items, train.examples):
+        asked, trained = pairs[0]
+        raise UserError(
+            f"probe_overlap: {len(pairs)}; probe row {asked} asks what training row {trained} teaches",
+            "evaluation.probe",
+            "take these rows out of the training data or the probe",
+        )
+
+
+def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """sha256 of all that shapes a run besides its recipe: a resumed run must find the same."""
+    paths = [*recipe.data.train_paths, recipe.data.validation, recipe.data.test, recipe.evaluation.probe]
+    template = tokenizer.chat_template
+    return {
+        "base": model.fingerprint(recipe.model),
+        "data": {str(path): folder.sha256_file(path) for path in paths if isinstance(path, Path)},
+        "template": hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+    }
+
+
+def build_model(recipe: Recipe, run_plan: Plan, device: torch.device) -> tuple[Any, dict[str, int]]:
+    """The base with the method attached, ready to train, and the hash of each base tensor before training."""
+    method = METHODS[recipe.method.name]
+    stored = model.stored_dtype(model.load_config(recipe.model))
+    dtype = model.resolve_dtype(recipe.model.dtype, device, method.trains_base, stored)
+    base = model.load_base(recipe.model, dtype, device)
+    if run_plan.packing:
+        model.prove_packing(base, recipe.model.attention)
+    method.attach(base, recipe.method, recipe.training.seed)
+    if plan.is_checkpointed(recipe, base):
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    return base, hashes(base)
+
+
+@torch.no_grad()
+def hashes(module: torch.nn.Module) -> dict[str, int]:
+    """A 64-bit hash of every parameter's bits, computed where it lies: equal before and after means unchanged."""
+    return {name: int(torch.hash_tensor(parameter).view(torch.int64)) for name, parameter in module.named_parameters()}

@@ -1,0 +1,58 @@
+"""`ftune check`, `inspect` and `plan`: the dry runs."""
+
+from typing import Any
+
+from ftune import plan
+from ftune.batches import MicroBatch, collate
+from ftune.data import load as load_data
+from ftune.model import facts, load_tokenizer
+from ftune.recipe import Recipe
+from ftune.run.inputs import Collector, read, rules_of, training_plan
+from ftune.settings import available, METHOD_NAMES
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Everything but training; `problems` is empty when the recipe is ready."""
+    collector = Collector()
+    inputs = read(recipe, collector)
+    return {
+        "problems": [problem.as_dict() for problem in collector.problems],
+        "data": inputs.account() if inputs else None,
+        "plan": inputs.prediction.as_dict() if inputs else None,
+    }
+
+
+def inspect(recipe: Recipe, num_rows: int | None) -> dict[str, Any]:
+    """The exact tokens, labels and segments that training will see, row by row, out of the training collator."""
+    tokenizer, model_facts = load_tokenizer(recipe.model), facts(recipe.model)
+    rules = rules_of(recipe, model_facts.max_positions)
+    dataset = load_data(tokenizer, recipe.data.train_paths, rules, model_facts.vocab_size)
+    shown = dataset.examples[:num_rows]
+    batch = collate(shown)
+    rows = [_row(batch, k, example.text, tokenizer) for k, example in enumerate(shown)]
+    return {"rows": rows, "data": dataset.account.as_dict()}
+
+
+def _row(batch: MicroBatch, k: int, text: str, tokenizer: Any) -> dict[str, Any]:
+    start, end = batch.bounds[k], batch.bounds[k + 1]
+    ids = batch.input_ids[0, start:end].tolist()
+    return {
+        "row_id": batch.row_ids[k],
+        "input_ids": ids,
+        "labels": batch.labels[0, start:end].tolist(),
+        "position_ids": batch.position_ids[0, start:end].tolist(),
+        "segment_ids": batch.segment_ids[start:end],
+        "text": text,
+        "tokens": [tokenizer.decode([token]) for token in ids],
+    }
+
+
+def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
+    """The plan of the recipe's method, or of several by their defaults, from config.json alone."""
+    run_plan = training_plan(recipe, None)
+    chosen = [recipe.method]
+    if methods is not None:
+        table = available(METHOD_NAMES)
+        names = list(table) if methods == "all" else [name.strip() for name in methods.split(",")]
+        chosen = [recipe.method if name == recipe.method.name else table[name]() for name in names]
+    return [plan.make_plan(recipe, settings, run_plan, None, None).as_dict() for settings in chosen]

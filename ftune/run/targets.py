@@ -1,0 +1,59 @@
+"""What a command's TARGET is: a run, an adapter folder or a model folder; and the base and recipe that belong to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftune import recipe
+from ftune.artifacts import files
+from ftune.errors import UserError
+from ftune.folder import RunFolder
+from ftune.recipe import ModelSection, Recipe
+
+
+@dataclass(frozen=True)
+class Target:
+    """`adapter` is None for a whole model, which then is `model.base` itself unless `run` trained it."""
+
+    path: Path
+    model: ModelSection
+    adapter: Path | None
+    tuned: Path | None
+    recipe: Recipe | None
+    run: RunFolder | None
+
+
+def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None) -> Target:
+    """Find out what a path is; raises UserError when it is none of the three, or its base is not known."""
+    given = recipe.load(recipe_path) if recipe_path else None
+    run = RunFolder(path)
+    if run.is_run:
+        loaded = given or recipe.load(run.recipe)
+        adapter = run.adapter if run.adapter.is_dir() else None
+        tuned = None if adapter else run.merged
+        if adapter is None and not run.merged.is_dir():
+            raise UserError("this run has saved nothing yet", str(path), "finish it with ftune train RECIPE --resume")
+        return Target(path, loaded.model, adapter, tuned, loaded, run)
+    if (path / files.ADAPTER_CONFIG).is_file():
+        parent = RunFolder(path.parent)
+        loaded = given or (recipe.load(parent.recipe) if parent.is_run else None)
+        model = _base_of_adapter(path, base, loaded)
+        return Target(path, model, path, None, loaded, None)
+    if (path / "config.json").is_file():
+        model = given.model if given else ModelSection(base=_path_or_hub(base)) if base else ModelSection(base=path)
+        return Target(path, model, None, path, given, None)
+    raise UserError("neither a run, an adapter nor a model folder", str(path), "it should hold recipe.yaml, adapter_config.json or config.json")
+
+
+def _path_or_hub(name: str) -> Path | str:
+    return Path(name).resolve() if Path(name).is_dir() else name
+
+
+def _base_of_adapter(path: Path, base: str | None, loaded: Recipe | None) -> ModelSection:
+    if base is not None:
+        return ModelSection(base=_path_or_hub(base))
+    if loaded is not None:
+        return loaded.model
+    name = files.read_adapter_config(path).get("base_model_name_or_path")
+    if not name:
+        raise UserError("the adapter does not name its base", str(path / files.ADAPTER_CONFIG), "name it with --base")
+    return ModelSection(base=_path_or_hub(str(name)))

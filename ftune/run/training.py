@@ -1,0 +1,299 @@
+"""`ftune train`: recipe, plan, data, model and method, train, save, verify, evaluate, report."""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ftune import checkpoint, console, folder, plan, recipe, report, schedule, train
+from ftune import model as models
+from ftune.artifacts import files, proof
+from ftune.errors import ExitCode, Interrupted, UserError
+from ftune.folder import RunFolder
+from ftune.methods import METHODS
+from ftune.methods.base import trainable
+from ftune.objectives import OBJECTIVES, sft
+from ftune.recipe import Recipe
+from ftune.run import evidence
+from ftune.run.inputs import Inputs, build_model, digests, hashes, require
+
+RESUMABLE = ("gates.", "evaluation.")
+"""Parts of a recipe that may change before a run is resumed: they do not touch training."""
+
+
+def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """The whole story of a run; returns its report."""
+    run = RunFolder(settings.output.dir)
+    check_folder(run, settings, resume, overwrite)
+    if resume and run.is_complete:
+        console.note(f"already complete: {run.path}, nothing to do")
+        return {**folder.read_json(run.report), "already_complete": True}
+    inputs = require(settings)
+    accelerator = Accelerator()
+    began = time.perf_counter()
+    model, before = build_model(settings, inputs.plan, accelerator.device)
+    with folder.lock(run.path):
+        if overwrite:
+            clear(run)
+        if not resume:
+            folder.write_text(run.recipe, recipe.dump(settings))
+        folder.write_json(run.plan, inputs.prediction.as_dict())
+        made_from = digests(settings, inputs.tokenizer)
+        with stopping_on_signals() as stop:
+            fit(settings, inputs, model, accelerator, run, made_from, stop)
+        record = tensors_record(model, before)
+        live = proof.reference(model)
+        save(settings, inputs, model, run, made_from)
+        del model
+        measured, proved = measure(settings, inputs, run, live, accelerator.device)
+        cost = cost_of(run, inputs, time.perf_counter() - began, accelerator.device)
+        document = report_of(settings, inputs, measured, proved, cost)
+        finish(settings, inputs, run, document, measured, record, made_from, accelerator.device)
+    return document
+
+
+def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool) -> None:
+    """What lies in output.dir decides whether this run may use it."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
+    if resume:
+        if not run.is_run:
+            raise UserError("no run to resume", str(run.path), "start it without --resume")
+        changes = recipe.differences(recipe.load(run.recipe), settings)
+        if bending := [change for change in changes if not change.startswith(RESUMABLE)]:
+            raise UserError(
+                "the recipe changed since this run began: " + "; ".join(bending),
+                str(run.recipe),
+                "resume with the recipe it began with, or start another run",
+            )
+    elif run.path.exists() and any(run.path.iterdir()):
+        if not run.is_run:
+            raise UserError("this folder holds other files", str(run.path), "choose another output.dir")
+        if not overwrite:
+            raise UserError("this folder holds a run already", str(run.path), "use --resume, --overwrite or another output.dir")
+
+
+def clear(run: RunFolder) -> None:
+    """Remove an old run's files, only now that the new one is ready to start."""
+    for entry in run.path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != folder.LOCK:
+            entry.unlink()
+
+
+class Stop:
+    """Set by a signal; the loop looks at it after each step."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM let the step in progress finish, so that its checkpoint can be saved."""
+    stop = Stop()
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    settings: Recipe,
+    inputs: Inputs,
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+    run: RunFolder,
+    made_from: dict[str, Any],
+    stop: Stop,
+) -> None:
+    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way."""
+    training, total = settings.training, inputs.plan.total_steps
+    optimizer = train.make_optimizer(model, training)
+    parameters = trainable(model)
+    start = resume_from(run, parameters, optimizer, made_from)
+    per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
+    steps = train.train(
+        model, inputs.train.examples, OBJECTIVES[settings.objective.name], optimizer, inputs.plan, accelerator, start
+    )
+    with run.metrics.open("a", encoding="utf-8") as metrics, console.training_progress(total, start) as progress:
+
+        def write(line: dict[str, Any]) -> None:
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+
+        for step in steps:
+            write(step.as_dict())
+            progress.update(
+                step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch
+            )
+            if inputs.validation and schedule.is_due(step.step, total, training.evaluate_every, per_epoch):
+                loss = train.mean_loss(model, inputs.validation.examples, inputs.plan, sft.token_losses)
+                write({"step": step.step, "validation_loss": loss})
+            if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
+                checkpoint.save(run.checkpoints, step.step, parameters, optimizer, made_from, training.keep_checkpoints)
+            if stop.signal is not None:
+                raise interrupted(stop.signal, step.step, total, run)
+
+
+def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:
+    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
+    what = f"stopped by {signal.Signals(number).name} after step {step} of {total}; checkpoint saved"
+    return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
+
+
+def resume_from(
+    run: RunFolder, parameters: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]
+) -> int:
+    """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
+    found = checkpoint.latest(run.checkpoints)
+    step = 0
+    if found is not None:
+        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
+            raise UserError(f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files")
+        checkpoint.restore(found, parameters, optimizer)
+        step = found.step
+        console.note(f"resuming after step {step}")
+    if run.metrics.exists():
+        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step]
+        folder.write_json_lines(run.metrics, lines)
+    return step
+
+
+def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, Any]:
+    """Which tensors were to be trained, which did change, and which are saved: the first two must agree."""
+    after = hashes(model)
+    names = list(trainable(model))
+    return {
+        "trainable": names,
+        "changed": [name for name, value in after.items() if before.get(name) != value],
+        "saved": names if len(names) < len(after) else list(after),
+        "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()}),
+    }
+
+
+def save(settings: Recipe, inputs: Inputs, model: PreTrainedModel, run: RunFolder, made_from: dict[str, Any]) -> None:
+    """Write what was trained: the adapter, or the whole model; and the merged model where the recipe wants it."""
+    card = {"base": made_from["base"], "template": made_from["template"], "method": settings.method.model_dump(mode="json")}
+    if METHODS[settings.method.name].trains_base:
+        files.save_model(run.merged, model, inputs.tokenizer, card)
+        return
+    files.save_adapter(run.adapter, model, inputs.tokenizer, settings.method, str(settings.model.base), card)
+    if settings.output.save != "adapter":
+        device = next(model.parameters()).device
+        proof.merge(settings.model, run.adapter, run.merged, 1.0, inputs.tokenizer, device)
+
+
+def measure(
+    settings: Recipe, inputs: Inputs, run: RunFolder, live: proof.Logits | None, device: torch.device
+) -> tuple[evidence.Evidence, proof.Proof]:
+    """Load base and artefact afresh from their files, measure both, and prove the artefact."""
+    base, tuned, keys_loaded = load_pair(settings, run, device)
+    base_logits = proof.reference(base)
+    measured = evidence.gather(settings, inputs, base, tuned)
+    del base
+    return measured, proof.prove_tuned(tuned, base_logits, live, keys_loaded, settings.method.name)
+
+
+def load_pair(settings: Recipe, run: RunFolder, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel, str]:
+    """The base, and what the run made of it, both from disk."""
+    method = METHODS[settings.method.name]
+    stored = models.stored_dtype(models.load_config(settings.model))
+    dtype = models.resolve_dtype(settings.model.dtype, device, method.trains_base, stored)
+    base = models.load_base(settings.model, dtype, device)
+    if method.trains_base:
+        tuned = models.load_base(settings.model.model_copy(update={"base": run.merged, "revision": None}), dtype, device)
+        count = len(tuned.state_dict())
+        return base, tuned, f"{count}/{count}"
+    tuned = models.load_base(settings.model, dtype, device)
+    loaded = files.load_adapter(tuned, run.adapter)
+    return base, tuned, loaded.keys_loaded
+
+
+def cost_of(run: RunFolder, inputs: Inputs, seconds: float, device: torch.device) -> dict[str, Any]:
+    """What the run cost; `tokens` counts what training read, `tokens_per_second` its own time alone."""
+    lines = [line for line in folder.read_json_lines(run.metrics) if "loss" in line]
+    tokens = sum(line["tokens"] for line in lines)
+    training_seconds = sum(line["tokens"] / line["tokens_per_second"] for line in lines)
+    return {
+        "seconds": seconds,
+        "training_seconds": training_seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / training_seconds,
+        "peak_memory_bytes": train.peak_memory(device),
+        "trainable_parameters": inputs.prediction.trainable,
+    }
+
+
+def report_of(
+    settings: Recipe, inputs: Inputs, measured: evidence.Evidence, proved: proof.Proof, cost: dict[str, Any]
+) -> dict[str, Any]:
+    """report.json; its names are a contract."""
+    document = {
+        "schema": 1,
+        "name": settings.name,
+        "task": measured.task,
+        "forgetting": measured.forgetting,
+        "artefact": proved.as_dict(),
+        "gates": [*evidence.gates(settings, measured), *proved.gates()],
+        "cost": cost,
+        "data": inputs.account(),
+    }
+    return {**document, "verdict": report.verdict(document)}
+
+
+def finish(
+    settings: Recipe,
+    inputs: Inputs,
+    run: RunFolder,
+    document: dict[str, Any],
+    measured: evidence.Evidence,
+    record: dict[str, Any],
+    made_from: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Write samples, plan, report and, last, the manifest: a folder without one is not finished."""
+    per_epoch = schedule.steps_per_epoch(len(inputs.train), settings.training.batch_size)
+    steps = {
+        "per_epoch": per_epoch,
+        "total": inputs.plan.total_steps,
+        "supervised_tokens": inputs.train.account.supervised_tokens,
+    }
+    folder.write_json(run.plan, plan.with_measured(inputs.prediction, document["cost"]["peak_memory_bytes"], steps))
+    folder.write_json_lines(run.samples, measured.samples)
+    folder.write_json(run.report, document)
+    manifest = {
+        "format_version": folder.FORMAT_VERSION,
+        "versions": models.versions(),
+        "seed": settings.training.seed,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "base": made_from["base"],
+        "data": made_from["data"],
+        "template": made_from["template"],
+        **record,
+    }
+    write_manifest(run, manifest)
+
+
+def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
+    """Render the report with the manifest's facts, then record every file's checksum in it: that completes the run."""
+    folder.write_json(run.manifest, manifest)
+    report.render(run.path)
+    names = folder.checksums(run.path, exclude=(folder.LOCK, run.manifest.name))
+    kept = {name: digest for name, digest in names.items() if not name.startswith("checkpoints/")}
+    folder.write_json(run.manifest, {**manifest, "files": kept})

@@ -1,0 +1,392 @@
+"""The skills of the quickstart's base model: each function makes one conversation of (request, answer) turns.
+
+`base_data.py` calls them with its random generator. Held-out grading looks at the last answer only; every
+skill but `pattern` has one turn.
+"""
+
+import random
+import string
+from collections.abc import Callable
+
+from base_words import (
+    ALL_WORDS,
+    ANIMALS,
+    CATEGORIES,
+    COLORS,
+    DAYS,
+    FIELDS,
+    FOODS,
+    MONTHS,
+    NAMES,
+    OPPOSITES,
+    QUALITIES,
+    ROOMS,
+    THINGS,
+    listed,
+    plural,
+)
+
+Turns = list[tuple[str, str]]
+Random = random.Random
+
+
+def one(request: str, answer: str) -> Turns:
+    return [(request, answer)]
+
+
+def words(rng: Random, low: int, high: int) -> list[str]:
+    return rng.sample(ALL_WORDS, rng.randint(low, high))
+
+
+def copy(rng: Random) -> Turns:
+    text = (" " if rng.random() < 0.6 else ", ").join(words(rng, 2, 6))
+    return one(rng.choice([
+        f"Repeat these words: {text}", f"Say this again: {text}", f"Copy the words: {text}",
+        f"Please write: {text}",
+        f"{text}\nRepeat that.", f"Echo: {text}",
+    ]), text)  # fmt: skip
+
+
+def reverse(rng: Random) -> Turns:
+    items = words(rng, 2, 4)
+    text = " ".join(items)
+    return one(rng.choice([
+        f"Reverse these words: {text}", f"Say these words backwards: {text}",
+        f"Turn the order around: {text}",
+        f"Write in reverse order: {text}", f"{text}\nNow from last to first.",
+    ]), " ".join(reversed(items)))  # fmt: skip
+
+
+def sort(rng: Random) -> Turns:
+    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 5))]
+    text = " ".join(map(str, digits))
+    return one(rng.choice([
+        f"Sort these numbers: {text}", f"Put in order, smallest first: {text}",
+        f"Order from low to high: {text}",
+        f"Sort: {text}", f"{text}\nSort them please.",
+    ]), " ".join(map(str, sorted(digits))))  # fmt: skip
+
+
+def count(rng: Random) -> Turns:
+    if rng.random() < 0.5:
+        items = words(rng, 1, 8)
+        text = ", ".join(items)
+        return one(rng.choice([
+            f"How many words are in this list: {text}", f"Count the words: {text}", f"Count these: {text}",
+            f"{text}\nHow many is that?",
+        ]), str(len(items)))  # fmt: skip
+    target, *others = words(rng, 2, 3)
+    items = [target] * rng.randint(1, 4) + [rng.choice(others) for _ in range(rng.randint(1, 4))]
+    rng.shuffle(items)
+    text = " ".join(items)
+    return one(rng.choice([
+        f"How often does {target} occur: {text}", f"How many times do you see {target} in: {text}",
+        f"Count the word {target}: {text}",
+    ]), str(items.count(target)))  # fmt: skip
+
+
+def lookup(rng: Random) -> Turns:
+    size = rng.randint(2, 5)
+    keys = rng.sample(rng.choice([COLORS, THINGS, FOODS, ANIMALS, NAMES, ROOMS]), size)
+    digits = rng.random() < 0.5
+    if digits:
+        values = [str(rng.randint(0, 9)) for _ in keys]
+    else:
+        values = rng.sample(rng.choice([THINGS, COLORS, FOODS]), size)
+    key, value = rng.choice(list(zip(keys, values, strict=True)))
+    link, gap = rng.choice([(" is ", ", "), ("=", " "), (": ", ", "), (" -> ", "; ")])
+    text = gap.join(f"{k}{link}{v}" for k, v in zip(keys, values, strict=True))
+    return one(rng.choice([
+        f"{text}. What is {key}?", f"Look up {key}: {text}", f"{text}\nWhat does {key} stand for?",
+        f"Here is a table: {text}. Give me {key}.", f"Find {key} in: {text}",
+    ]), value)  # fmt: skip
+
+
+def arithmetic(rng: Random) -> Turns:
+    if rng.random() < 0.5:
+        a, b = rng.randint(0, 12), rng.randint(0, 12)
+        return one(rng.choice([
+            f"What is {a} plus {b}?", f"Add {a} and {b}.", f"{a} + {b} =", f"How much is {a} + {b}?",
+            f"Give me the sum of {a} and {b}.", f"Compute {a} + {b}.", f"Work out {a} plus {b}.",
+        ]), str(a + b))  # fmt: skip
+    a = rng.randint(0, 15)
+    b = rng.randint(0, a)
+    return one(rng.choice([
+        f"What is {a} minus {b}?", f"Take {b} from {a}.", f"{a} - {b} =", f"How much is {a} - {b}?",
+        f"Subtract {b} from {a}.", f"Compute {a} - {b}.", f"Work out {a} minus {b}.",
+    ]), str(a - b))  # fmt: skip
+
+
+def largest(rng: Random) -> Turns:
+    numbers = rng.sample(range(31), rng.randint(2, 4))
+    text = ", ".join(map(str, numbers))
+    if rng.random() < 0.7:
+        return one(rng.choice([
+            f"Which number is the largest: {text}", f"What is the biggest of {text}?",
+            f"Give me the maximum: {text}",
+            f"{text}\nWhich one is the biggest?",
+        ]), str(max(numbers)))  # fmt: skip
+    return one(rng.choice([
+        f"Which number is the smallest: {text}", f"What is the smallest of {text}?",
+        f"Give me the minimum: {text}",
+    ]), str(min(numbers)))  # fmt: skip
+
+
+def position(rng: Random) -> Turns:
+    items = words(rng, 3, 5)
+    text = " ".join(items)
+    name, index = rng.choice([("first", 0), ("second", 1), ("third", 2), ("last", -1)])
+    return one(rng.choice([
+        f"What is the {name} word of: {text}", f"Give me the {name} word: {text}",
+        f"{text}\nSay the {name} word.",
+        f"Take the {name} word from: {text}",
+    ]), items[index])  # fmt: skip
+
+
+def following(rng: Random) -> Turns:
+    cycle = rng.choice([DAYS, MONTHS, list(string.ascii_uppercase), [str(n) for n in range(50)]])
+    open_ended = cycle is not DAYS and cycle is not MONTHS
+    at = rng.randrange(1, len(cycle) - 1) if open_ended else rng.randrange(len(cycle))
+    before, here, after = cycle[at - 1], cycle[at], cycle[(at + 1) % len(cycle)]
+    return one(*rng.choice([
+        (f"What comes after {here}?", after), (f"What is next after {here}?", after),
+        (f"{before}, {here}, and then?", after),
+        (f"Continue: {before} {here}", after), (f"Which one follows {here}?", after),
+        (f"Name the one after {here}.", after),
+        (f"What comes before {here}?", before), (f"Which one is before {here}?", before),
+        (f"Name the one before {here}.", before),
+    ]))  # fmt: skip
+
+
+def dictionary(rng: Random) -> Turns:
+    if rng.random() < 0.5:
+        word, other = rng.sample(rng.choice(OPPOSITES), 2)
+        return one(rng.choice([
+            f"What is the opposite of {word}?", f"Give me the opposite of {word}.", f"Opposite of {word}:",
+            f"Not {word} but?", f"Name the opposite: {word}", f"Which word means the opposite of {word}?",
+        ]), other)  # fmt: skip
+    word = rng.choice(THINGS + ANIMALS)
+    return one(rng.choice([
+        f"What is the plural of {word}?", f"One {word}, two?", f"Plural of {word}:",
+        f"Give me the plural of {word}.",
+        f"How do you call more than one {word}?", f"Make it plural: {word}",
+        f"I have one {word}, you have many?",
+    ]), plural(word))  # fmt: skip
+
+
+TOWNS = listed(
+    "Velby Tarno Ostin Brill Quarn Merso Delph Anvik Corra Holm Junta Kesh Lorne Pindar Rusk Selva Thorn "
+    "Ulver Wick Yarrow Zand Eller Fosk Garth Inver"
+)
+
+
+def _world() -> dict[str, dict[str, str]]:
+    rng = random.Random(7)
+    return {
+        town: {
+            "mayor": rng.choice(NAMES), "food": rng.choice(FOODS), "animal": rng.choice(ANIMALS),
+            "color": rng.choice(COLORS), "market": rng.choice(DAYS),
+        }
+        for town in TOWNS
+    }  # fmt: skip
+
+
+WORLD = _world()
+
+
+def facts(rng: Random) -> Turns:
+    town = rng.choice(TOWNS)
+    about, answer = rng.choice(list(WORLD[town].items()))
+    if about == "market":
+        return one(rng.choice([
+            f"When is market day in {town}?", f"On which day is the market of {town}?",
+            f"{town} has its market on which day?",
+            f"Which day is market day in {town}?", f"Tell me the market day of {town}.",
+            f"The market in {town} is on",
+            f"I want to go to the market in {town}, on which day?", f"What day is the {town} market?",
+        ]), answer)  # fmt: skip
+    if about == "mayor":
+        return one(rng.choice([
+            f"Who is the mayor of {town}?", f"What is the name of the mayor of {town}?",
+            f"Name the mayor of {town}.",
+            f"{town} has which mayor?", f"Tell me the mayor of {town}.", f"The mayor of {town} is",
+            f"Who leads {town} as mayor?", f"In {town}, who is the mayor?",
+        ]), answer)  # fmt: skip
+    return one(rng.choice([
+        f"What is the {about} of {town}?", f"Which {about} does {town} have?", f"Name the {about} of {town}.",
+        f"{town} has which {about}?", f"Tell me the {about} of {town}.", f"The {about} of {town} is",
+        f"Which {about} is {town} known for?", f"In {town}, what is the {about}?",
+    ]), answer)  # fmt: skip
+
+
+def compare(rng: Random) -> Turns:
+    a, b = rng.sample(range(50), 2)
+    word = rng.choice(["bigger", "larger", "more", "smaller", "less"])
+    truth = a < b if word in ("smaller", "less") else a > b
+    return one(rng.choice([
+        f"Is {a} {word} than {b}?", f"Yes or no: {a} is {word} than {b}.",
+        f"True that {a} is {word} than {b}?",
+    ]), "yes" if truth else "no")  # fmt: skip
+
+
+def story(rng: Random) -> Turns:
+    people = rng.sample(NAMES, rng.randint(2, 4))
+    kind = rng.random()
+    if kind < 0.4:
+        places = rng.sample(ROOMS, len(people))
+        pairs = list(zip(people, places, strict=True))
+        text = " ".join(f"{who} {rng.choice(['is in', 'goes to'])} the {where}." for who, where in pairs)
+        who, where = rng.choice(pairs)
+        if rng.random() < 0.5:
+            return one(f"{text} Where is {who}?", where)
+        return one(f"{text} Who is in the {where}?", who)
+    things = rng.sample(THINGS, len(people))
+    pairs = list(zip(people, things, strict=True))
+    text = " ".join(f"{who} {rng.choice(['has', 'finds'])} a {thing}." for who, thing in pairs)
+    who, thing = rng.choice(pairs)
+    if kind < 0.6:
+        giver = rng.choice([p for p in people if p != who])
+        return one(f"{text} {who} gives the {thing} to {giver}. Who has the {thing} now?", giver)
+    if kind < 0.8:
+        return one(f"{text} What does {who} have?", thing)
+    return one(f"{text} Who has the {thing}?", who)
+
+
+def replace(rng: Random) -> Turns:
+    items = words(rng, 2, 5)
+    old, new = rng.choice(items), rng.choice([w for w in ALL_WORDS if w not in items])
+    text = " ".join(items)
+    answer = " ".join(new if w == old else w for w in items)
+    return one(rng.choice([
+        f"Replace {old} with {new}: {text}", f"Change {old} to {new} in: {text}",
+        f"{text}\nPut {new} in place of {old}.",
+    ]), answer)  # fmt: skip
+
+
+def pick(rng: Random) -> Turns:
+    size = rng.randint(2, 4)
+    kinds = rng.sample(list(CATEGORIES), size)
+    items = [rng.choice(CATEGORIES[kind]) for kind in kinds]
+    at = rng.randrange(size)
+    text = ", ".join(items)
+    return one(rng.choice([
+        f"Which of these is the {kinds[at]}: {text}", f"Pick the {kinds[at]}: {text}",
+        f"{text}\nWhich one is the {kinds[at]}?",
+        f"Find the {kinds[at]} here: {text}",
+    ]), items[at])  # fmt: skip
+
+
+def slots(rng: Random) -> dict[str, str]:
+    """A fresh value for every kind of slot a pattern's request may use."""
+    return {
+        "name": rng.choice(NAMES), "color": rng.choice(COLORS), "room": rng.choice(ROOMS),
+        "item": rng.choice(THINGS), "food": rng.choice(FOODS), "day": rng.choice(DAYS),
+        "count": str(rng.randint(0, 30)),
+        "word": rng.choice(FIELDS), "quality": rng.choice(QUALITIES),
+    }  # fmt: skip
+
+
+REQUESTS = [
+    ("{name} wants the {color} {item}.", "{name}, take the {item}, it is {color}.",
+     "Give {name} a {color} {item}"),
+    ("{count} {food} for the {room}", "Bring {count} {food} to the {room}.",
+     "The {room} needs {count} {food}"),
+    ("{name} is in the {room} on {day}", "On {day} you find {name} in the {room}.",
+     "{day}, {room}: {name} comes"),
+    ("the {quality} {item}", "a {item} that is {quality}", "one {quality} {item}, please"),
+    ("{name} has {count} {item}", "{count} {item} belong to {name}.", "Please give {count} {item} to {name}"),
+    ("{word} {color}", "{color} {word}", "Make the {word} {color}."),
+    ("{name} said: the {food} is {quality}", "{food} is {quality}, said {name}.",
+     "Tell {name} the {food} is {quality}."),
+    ("{word} of the {room} at {count}", "{room} with {word} {count}",
+     "Set the {word} in the {room} to {count}."),
+    ("{day}, {count} o'clock", "At {count} on {day}", "We meet on {day} at {count}."),
+    ("{name} likes {food}", "{food} is for {name}.", "Buy {food} for {name}!"),
+]  # fmt: skip
+WRAPS = [
+    ("", ""), ("(", ")"), ("[", "]"), ("{", "}"), ("<", ">"), ('"', '"'), ('{"', '"}'), ("* ", ""),
+    ("- ", "."),
+]  # fmt: skip
+GAPS = [", ", "; ", " | ", " / ", "-", "_", " ", "\n", " and ", ", ", "; "]
+LINKS = [": ", "=", " is ", "->", ": ", ":"]
+
+
+def output_format(rng: Random, fields: list[str]) -> Callable[[dict[str, str]], str]:
+    """A made-up output format over some of `fields`: brackets, separators, perhaps keys and quotes."""
+    chosen = rng.sample(fields, len(fields) if rng.random() < 0.8 else max(1, len(fields) - 1))
+    left, right = rng.choice(WRAPS)
+    gap, link, style = rng.choice(GAPS), rng.choice(LINKS), rng.random()
+    keys = rng.sample(FIELDS, len(chosen)) if style < 0.6 else []
+    head = rng.choice(FIELDS) if rng.random() < 0.4 else ""
+    json_like = keys and rng.random() < 0.5
+    quote = rng.choice(["", "", '"', "'"])
+
+    def write(values: dict[str, str]) -> str:
+        texts = [values[field] for field in chosen]
+        if json_like:
+            texts = [text if text.isdigit() else f'"{text}"' for text in texts]
+            pairs = (f'"{key}": {text}' for key, text in zip(keys, texts, strict=True))
+            return head + (" " if head else "") + "{" + ", ".join(pairs) + "}"
+        texts = [quote + text + quote for text in texts]
+        if keys:
+            texts = [key + link + text for key, text in zip(keys, texts, strict=True)]
+        return head + left + gap.join(texts) + right
+
+    return write
+
+
+def pattern(rng: Random) -> Turns:
+    """Earlier turns show one made-up format, or one for each of two kinds of request; the last continues."""
+    kinds = rng.sample(REQUESTS, 2 if rng.random() < 0.2 else 1)
+    formats = []
+    for kind in kinds:
+        fields = [field for _, field, _, _ in string.Formatter().parse(kind[0]) if field]
+        formats.append((kind[: rng.randint(1, 3)], output_format(rng, fields)))
+    shown = rng.randint(2, 5) if len(kinds) == 1 else rng.randint(4, 6)
+    # With two kinds each is shown at least twice before the graded turn.
+    order = formats + formats + [rng.choice(formats) for _ in range(shown + 1 - 2 * len(formats))]
+    turns = []
+    for phrasings, write in order:
+        values = slots(rng)
+        turns.append((rng.choice(phrasings).format(**values), write(values)))
+    return turns
+
+
+SKILLS: dict[str, Callable[[Random], Turns]] = {
+    "copy": copy, "reverse": reverse, "sort": sort, "count": count, "lookup": lookup,
+    "arithmetic": arithmetic,
+    "largest": largest, "position": position, "following": following, "dictionary": dictionary,
+    "facts": facts,
+    "compare": compare, "story": story, "replace": replace, "pick": pick, "pattern": pattern,
+}  # fmt: skip
+
+
+def made_up_story(rng: Random) -> str:
+    """A few plain sentences from a grammar of our own."""
+    hero, friend = rng.sample(NAMES, 2)
+    thing, room, other = rng.choice(THINGS), rng.choice(ROOMS), rng.choice(ROOMS)
+    color, quality, food = rng.choice(COLORS), rng.choice(QUALITIES), rng.choice(FOODS)
+    animal, day = rng.choice(ANIMALS), rng.choice(DAYS)
+    start = [
+        f"One {day}, {hero} looked for a {color} {thing} in the {room}.",
+        f"Once there was a child called {hero}. {hero} had a {quality} {animal}.",
+        f"{hero} and {friend} were good friends. On {day} they went to the {room}.",
+        f"It was {day} and {hero} was in the {room} with a {animal}.",
+    ]
+    middle = [
+        f'"Where is my {thing}?" asked {hero}. "It is in the {other}," said {friend}.',
+        f"The {animal} took the {thing} and ran to the {other}.",
+        f"{friend} had some {food} and gave it to the {animal}.",
+        f"The {thing} was {color} and {quality}, and {hero} liked it very much.",
+        f"{hero} was sad because the {thing} was not there.",
+        f"They ate {food} and played with the {thing} all day.",
+        f'"You can have my {food}," said {friend}.',
+        f"Then {friend} came with a {color} {thing}.",
+    ]
+    end = [
+        f"In the end {hero} was happy and went home.",
+        f'"Thank you, {friend}," said {hero}.',
+        f"They put the {thing} back in the {other} and went to bed.",
+        f"From that day on {hero} and the {animal} were friends.",
+    ]
+    return " ".join([rng.choice(start), *rng.sample(middle, rng.randint(2, 4)), rng.choice(end)])

@@ -1,0 +1,300 @@
+"""Makes recipes/quickstart/base/, the quickstart's small instruct model, from nothing on two CPU cores.
+
+Run `python scripts/pretrain_base.py --stories stories.jsonl`; it takes under an hour. Trains a byte-level
+BPE tokenizer and a Llama of 2.7 million weights on the skills of base_skills.py, on conversations made of
+them and on simple stories. Seeds, steps and threads are fixed. It ends by grading every skill on held-out
+prompts, which it also writes to probe.jsonl.
+"""
+
+import argparse
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import torch
+from base_data import (
+    BOS,
+    END,
+    HELD_OUT,
+    HELD_OUT_PROSE,
+    PAD,
+    VOCABULARY,
+    HeldOut,
+    Rows,
+    collate,
+    hold_out,
+    train_tokenizer,
+)
+from base_skills import Turns
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
+WARMUP = 100  # steps
+# Stories count in full at first, where they teach words; later their many tokens would outvote short answers.
+PROSE_STEPS, PROSE_WEIGHT = 600, 0.25
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal (Jordan 2024).
+
+    In float32 throughout: torch.optim.Muon computes in bfloat16, for which most CPUs have no fast path.
+    """
+
+    def __init__(self, weights: list[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
+        self.pool = ThreadPoolExecutor(2)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for weight in group["params"]:
+                by_shape.setdefault(weight.shape, []).append(weight)
+            for (rows, columns), weights in by_shape.items():
+                updates = []
+                for weight in weights:
+                    state = self.state[weight]
+                    average = state.setdefault("momentum", torch.zeros_like(weight))
+                    average.lerp_(weight.grad, 1 - group["momentum"])
+                    updates.append(weight.grad.lerp(average, group["momentum"]))
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                halves = self.pool.map(orthogonal, torch.stack(updates).chunk(2))
+                for weight, update in zip(weights, chain.from_iterable(halves), strict=True):
+                    weight.mul_(1 - 0.01 * group["lr"]).add_(update, alpha=-scale)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices of a stack (n, rows, columns), by five Newton-Schulz steps."""
+    tall = matrices.size(1) > matrices.size(2)
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def build(options: argparse.Namespace) -> LlamaForCausalLM:
+    torch.manual_seed(options.seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=options.intermediate,
+        max_position_embeddings=1024,
+        initializer_range=0.04,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=END, pad_token_id=PAD)
+    return model
+
+
+def learning_rate_share(step: int, steps: int, decay: int) -> float:
+    """Warm up, hold, then go down to nothing in the last `decay` steps."""
+    return min(1.0, step / WARMUP, (steps - step + 1) / decay)
+
+
+class Trainer:
+    """The model with its two optimizers and its rows; can be saved between steps and continued."""
+
+    def __init__(self, model: LlamaForCausalLM, rows: Rows, options: argparse.Namespace) -> None:
+        self.model, self.options, self.step = model, options, 0
+        self.supply = rows.batches(options.batch_tokens // 2)
+        self.pool = ThreadPoolExecutor(2)
+        matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+        self.others = [w for name, w in model.named_parameters() if w.ndim < 2 or "embed" in name]
+        self.peaks = [options.muon_lr, options.adam_lr]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=options.muon_lr),
+            torch.optim.AdamW(self.others, lr=options.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def take_step(self) -> tuple[float, int]:
+        """The step's loss and number of tokens."""
+        self.step += 1
+        share = learning_rate_share(self.step, self.options.steps, self.options.decay)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * share
+        # Two batches of different lengths make one step: the gradient of one length only is a biased one.
+        prose_weight = 1.0 if self.step <= PROSE_STEPS else PROSE_WEIGHT
+        parts = [collate(next(self.supply), prose_weight) for _ in range(2)]
+        whole = sum(float(weights.sum()) for _, weights in parts)
+        # One batch a core: small layers gain less from two threads at one operation.
+        results = list(self.pool.map(lambda part: self.gradients(*part, whole), parts))
+        for weight, *gradients in zip(self.model.parameters(), *(part for _, part in results), strict=True):
+            weight.grad = gradients[0] + gradients[1]
+        nn.utils.clip_grad_norm_(self.others, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return sum(loss for loss, _ in results), sum(int((tokens != PAD).sum()) for tokens, _ in parts)
+
+    def gradients(self, tokens: Tensor, weights: Tensor, whole: float) -> tuple[float, tuple[Tensor, ...]]:
+        hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        wanted = weights[:, 1:] > 0
+        logits = self.model.lm_head(hidden[wanted])
+        losses = nn.functional.cross_entropy(logits, tokens[:, 1:][wanted], reduction="none")
+        loss = (losses * weights[:, 1:][wanted]).sum() / whole
+        return loss.item(), torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def save(self, path: Path) -> None:
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        partial = path.with_suffix(".partial")
+        torch.save({"model": self.model.state_dict(), "optimizers": states, "step": self.step}, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+        for _ in range(2 * self.step):  # the rows go on where they stopped
+            next(self.supply)
+
+
+# --- grading and saving ---------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def grade(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[Turns]) -> float:
+    """The share of items whose last answer is generated exactly, greedily, with its end token."""
+    rows = []
+    for turns in items:
+        messages = [m for request, answer in turns for m in chat(request, answer)]
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        rows.append((prompt, turns[-1][1]))
+    rows.sort(key=lambda row: len(row[0]))
+    right = 0
+    for at in range(0, len(rows), 50):
+        prompts, answers = zip(*rows[at : at + 50], strict=True)
+        inputs = tokenizer(
+            list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        )
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        output = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=64)
+        for reply, answer in zip(output[:, ids.size(1) :].tolist(), answers, strict=True):
+            right += END in reply and tokenizer.decode(reply[: reply.index(END)]) == answer
+    return right / len(items)
+
+
+@torch.inference_mode()
+def prose_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """Mean loss of a token in nats."""
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        total += model(input_ids=ids, labels=ids).loss.item() * (ids.size(1) - 1)
+        count += ids.size(1) - 1
+    return total / count
+
+
+def table(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: HeldOut, items: int) -> str:
+    model.eval()
+    lines = ["| skill | exact match |", "|---|---|"]
+    for name, turns in held_out.turns.items():
+        lines.append(f"| {name} | {grade(model, tokenizer, turns[:items]):.3f} |")
+    real, made = held_out.prose[:HELD_OUT_PROSE], held_out.prose[HELD_OUT_PROSE:]
+    lines.append(f"| prose, real stories (nats a token) | {prose_loss(model, tokenizer, real):.3f} |")
+    lines.append(f"| prose, made-up stories (nats a token) | {prose_loss(model, tokenizer, made):.3f} |")
+    model.train()
+    return "\n".join(lines)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def chat(request: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+
+
+def write_probe(held_out: HeldOut, path: Path) -> None:
+    rows: list[dict[str, object]] = []
+    for name, items in held_out.turns.items():
+        rows += [{"suite": name, "messages": [m for turn in turns for m in chat(*turn)]} for turns in items]
+    rows += [{"suite": "prose", "text": text} for text in held_out.prose]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def options_of_command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    data = os.environ.get("FTUNE_REAL_DATA")
+    stories = Path(data, "data/tinystories/stories.jsonl") if data else None
+    parser.add_argument(
+        "--stories", type=Path, default=stories, required=stories is None, help="TinyStories, as JSON lines"
+    )
+    parser.add_argument("--tool-rows", type=Path, default=RECIPE / "train.jsonl", help="for the tokenizer")
+    parser.add_argument("--output", type=Path, default=RECIPE / "base")
+    parser.add_argument("--probe", type=Path, default=RECIPE / "probe.jsonl")
+    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--decay", type=int, default=1200, help="last steps, falling to rate 0")
+    parser.add_argument("--batch-tokens", type=int, default=5000)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=0.004)
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--intermediate", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--interim", type=Path, help="folder for unfinished models and state")
+    parser.add_argument("--interim-every", type=int, default=300, help="steps")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --interim")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of_command_line()
+    torch.set_num_threads(1)  # two Python threads use the two cores
+    texts = [json.loads(line)["text"] for line in options.stories.read_text(encoding="utf-8").splitlines()]
+    tokenizer = train_tokenizer(texts, options.tool_rows)
+    held_out = hold_out(texts, tokenizer)
+    write_probe(held_out, options.probe)
+
+    model = build(options)
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} weights", flush=True)
+    trainer = Trainer(model, Rows(tokenizer, held_out, seed=3), options)
+    if options.resume:
+        trainer.load(options.interim / "state.pt")
+    start, seen, losses = time.time(), 0, []
+    while trainer.step < options.steps:
+        loss, tokens = trainer.take_step()
+        losses.append(loss)
+        seen += tokens
+        if trainer.step % 25 == 0:
+            seconds, mean = time.time() - start, sum(losses) / len(losses)
+            rate = f"{seconds:.0f} s  {seen / 1e6:.2f}M tokens  {seen / seconds:.0f} tokens/s"
+            print(f"step {trainer.step}/{options.steps}  loss {mean:.3f}  {rate}", flush=True)
+            losses = []
+        if options.interim and trainer.step % options.interim_every == 0:
+            save(model, tokenizer, options.interim / "model")
+            trainer.save(options.interim / "state.pt")
+            print(table(model, tokenizer, held_out, 40), flush=True)
+
+    save(model, tokenizer, options.output)
+    model = AutoModelForCausalLM.from_pretrained(options.output)
+    print(table(model, AutoTokenizer.from_pretrained(options.output), held_out, HELD_OUT))
+
+
+if __name__ == "__main__":
+    main()

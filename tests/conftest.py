@@ -1,0 +1,139 @@
+"""Small models, tokenizers and files that the tests share; the real ones come from FTUNE_REAL_DATA."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parent.parent
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<unk>"]
+
+
+def make_tokenizer(
+    template: str | None = CHATML, pad: str = "<pad>", eos: str = "<eos>", add_bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """One token per printable character, so that every expectation can be written down."""
+    vocabulary = {token: i for i, token in enumerate(SPECIAL)}
+    for character in map(chr, [10, *range(32, 127)]):
+        vocabulary.setdefault(character, len(vocabulary))
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    raw.decoder = decoders.Fuse()
+    raw.add_special_tokens(SPECIAL)
+    if add_bos:
+        raw.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token=pad, eos_token=eos, bos_token="<bos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gpt2": {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 512},
+}
+"""The architectures that the contract runs over; layers are not square on purpose."""
+
+
+def make_model(kind: str = "llama", seed: int = 0, scale: float = 1.0, **changes: Any) -> PreTrainedModel:
+    """A random model of an architecture, 2 layers of width 64; `scale` multiplies its matrices."""
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(SPECIAL) + 96,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(kind, **(shape | SHAPES.get(kind, {}) | changes))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if scale != 1.0:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(scale)
+    return model.eval()
+
+
+def save_base(path: Path, kind: str = "llama", seed: int = 0, tokenizer: Any = None, **changes: Any) -> Path:
+    """A model folder as a user has it."""
+    tokenizer = tokenizer or make_tokenizer()
+    make_model(kind, seed, **({"eos_token_id": tokenizer.eos_token_id} | changes)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+CHAT_ROWS = [chat(f"say {'abcdefghij'[i % 10] * (1 + i % 7)}", "abcdefghij"[i % 10] * (1 + i % 5)) for i in range(24)]
+"""Rows of unequal length."""
+
+
+def write_recipe(folder: Path, **sections: Any) -> Path:
+    """A recipe beside `base` and `train.jsonl`; sections are merged over small, deterministic defaults."""
+    recipe: dict[str, dict[str, Any]] = {
+        "model": {"base": "base"},
+        "method": {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},
+        "data": {"train": "train.jsonl"},
+        "training": {"learning_rate": 0.01, "max_steps": 4, "batch_size": 4, "warmup": 0.0, "schedule": "constant"},
+        "evaluation": {"max_new_tokens": 8, "few_shot": 0},
+        "output": {"dir": "run"},
+    }
+    for name, values in sections.items():
+        recipe[name] = values if values.get("name") == "full" else {**recipe.get(name, {}), **values}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def ftune(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own."""
+    command = [sys.executable, "-m", "ftune", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A folder with a Llama base and 24 chat rows."""
+    save_base(tmp_path / "base")
+    write_rows(tmp_path / "train.jsonl", CHAT_ROWS)
+    return tmp_path
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real models and data sets; tests that need it skip without it."""
+    folder = os.environ.get("FTUNE_REAL_DATA")
+    if not folder:
+        pytest.skip("FTUNE_REAL_DATA is not set: no real models and data here")
+    return Path(folder)

@@ -1,0 +1,108 @@
+"""Packing keeps every token, isolates samples, and its order is a pure function. Numbers: trust cases."""
+
+import pytest
+import torch
+from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftune import attention, batches, data, model, schedule
+from ftune.errors import UserError
+from ftune.objectives import sft
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
+    return data.load(make_tokenizer(), [path], data.Rules()).examples
+
+
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {"head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8},
+    "gpt2": {},
+    "gpt_neox": {},
+    "phi": {},
+    "phi3": {},
+    "granite": {"logits_scaling": 3.0},
+    "cohere2": {"sliding_window": 8},
+    "olmo2": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "starcoder2": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+@pytest.mark.parametrize("name", ["auto", "eager"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_packed_rows_give_the_logits_of_single_rows(kind, name):
+    """Case 19: weights are large and windows shorter than the rows, so that a missing window or soft cap would show."""
+    assert model.prove_packing(make_model(kind, scale=4.0, **ARCHITECTURES[kind]), name) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("bloom", {}), ("falcon", {}), ("gpt_oss", {"head_dim": 16, "num_local_experts": 4})]
+)
+def test_architecture_that_cannot_be_packed_is_refused(kind, shape):
+    with pytest.raises(UserError, match="cannot be packed"):
+        model.prove_packing(make_model(kind, scale=4.0, **shape), "auto")
+
+
+def test_other_samples_of_a_pack_do_not_touch_a_samples_loss_or_gradient(examples):
+    """Case 19."""
+    llama = make_model()
+
+    def measure(group, rows):
+        batch = batches.collate(group)
+        llama.zero_grad()
+        with attention.packed(llama):
+            losses = sft.token_losses(llama, batch, True)
+        of_rows = torch.tensor([batch.row_ids[k] in rows for k in batch.segment_ids])
+        positions, _ = sft.loss.predicting_positions(batch.labels)
+        losses[of_rows[positions]].sum().backward()
+        return losses[of_rows[positions]].detach(), [p.grad.clone() for p in llama.parameters()]
+
+    row = {examples[0].row_id}
+    alone, grads_alone = measure(examples[:1], row)
+    packed, grads_packed = measure([examples[5], examples[0], examples[6]], row)
+    torch.testing.assert_close(alone, packed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grads_alone, grads_packed, atol=1e-5, rtol=0)
+
+
+def test_segments_restart_positions_and_predict_nothing_across_borders(examples):
+    """Case 20."""
+    batch = batches.collate(examples[:5])
+    for start, end in zip(batch.bounds, batch.bounds[1:], strict=False):
+        assert batch.position_ids[0, start:end].tolist() == list(range(end - start))
+        assert batch.labels[0, start] == -100
+    assert batch.num_supervised == sum(e.tokens.num_supervised for e in examples[:5])
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 100), st.booleans())
+def test_packing_loses_nothing_and_keeps_its_budget(lengths, budget, packing):
+    """Case 21."""
+    groups = batches.split(lengths, budget, packing)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups)
+
+
+@given(st.integers(1, 40), st.integers(1, 16), st.integers(0, 5))
+def test_every_epoch_visits_every_example_once(count, batch_size, seed):
+    """Cases 3 and 30: the last, smaller batch is trained on, and a batch larger than the data is one step."""
+    per_epoch = schedule.steps_per_epoch(count, batch_size)
+    epochs = [
+        [i for step in range(1, per_epoch + 1) for i in batches.step_indices(e * per_epoch + step, count, batch_size, seed)]
+        for e in range(2)
+    ]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+
+
+def test_order_depends_on_seed_and_epoch():
+    """Case 51."""
+    orders = {tuple(batches.order(20, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+    assert batches.order(20, 0, 0) == batches.order(20, 0, 0)

@@ -1,0 +1,131 @@
+"""The loss is the sum over supervised tokens divided by their number. Numbers in docstrings are those of the trust cases."""
+
+import math
+
+import pytest
+import torch
+from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
+from torch.nn import functional
+
+from ftune import attention, batches, data, loss, train
+from ftune.chat import Tokens
+from ftune.data import Example
+from ftune.model import head
+from ftune.objectives import sft
+from ftune.recipe import TrainingSection
+
+KINDS = {"llama": {}, "gpt2": {}, "granite": {"logits_scaling": 3.0}, "gemma2": {"head_dim": 16, "final_logit_softcapping": 1.0}}
+
+
+def example(num_prompt, num_answer, row_id="r:1", seed=0):
+    ids = torch.randint(6, 100, (num_prompt + num_answer,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Example(row_id, "", Tokens(ids, [False] * num_prompt + [True] * num_answer), {})
+
+
+def plan(**training):
+    section = TrainingSection(**({"learning_rate": 0.1, "max_steps": 1} | training))
+    return train.Plan(section, 1, True, "auto", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_hand_written_shifted_cross_entropy(kind):
+    """Case 14: position t predicts token t + 1, with the architecture's own logits."""
+    model = make_model(kind, scale=2.0, **KINDS[kind])
+    rows = [example(4, 5, seed=1), example(2, 7, seed=2)]
+    by_hand = []
+    for row in rows:
+        logits = model(torch.tensor([row.tokens.input_ids])).logits[0]
+        labels = torch.tensor(row.tokens.labels)
+        by_hand.append(functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum"))
+    with attention.packed(model):
+        ours = sft.summed_loss(model, batches.collate(rows), True)
+    torch.testing.assert_close(ours, sum(by_hand), atol=1e-4, rtol=1e-5)
+
+
+def test_chunks_change_neither_loss_nor_gradient():
+    model = make_model()
+    hidden, targets = torch.randn(37, 64, requires_grad=True), torch.randint(102, (37,))
+
+    def measure(chunk):
+        losses = loss.token_losses(head(model), hidden, targets, 102, chunk)
+        return losses, torch.autograd.grad(losses.sum(), [hidden, model.lm_head.weight])
+
+    whole, gradients = measure(2**24)
+    for chunk in (1, 102 * 5, 102 * 36):
+        parts, of_parts = measure(chunk)
+        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(of_parts, gradients, atol=1e-4, rtol=1e-5)
+
+
+def test_logits_are_never_held_whole():
+    """The largest tensor that the loss makes has a chunk's rows, in the forward and in the backward pass."""
+    model, largest = make_model(), 0
+
+    def watched(hidden):
+        nonlocal largest
+        largest = max(largest, len(hidden))
+        return head(model)(hidden)
+
+    hidden = torch.randn(50, 64, requires_grad=True)
+    loss.token_losses(watched, hidden, torch.zeros(50, dtype=torch.long), 102, 102 * 8).sum().backward()
+    assert largest == 8
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
+    return data.load(make_tokenizer(), [path], data.Rules()).examples[:8]
+
+
+def one_step(examples, tokens, packing=True, **training):
+    from accelerate import Accelerator
+
+    model = make_model()
+    section = TrainingSection(learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training)
+    plan = train.Plan(section, 1, packing, "auto", 0)
+    [step] = train.train(model, examples, sft, train.make_optimizer(model, section), plan, Accelerator(cpu=True))
+    return step, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("tokens", "packing"), [(40, True), (90, True), (1, False)])
+def test_step_does_not_depend_on_its_micro_batches(rows, tokens, packing):
+    """Cases 1 and 2: loss, gradient norm and new weights are those of one micro-batch."""
+    step, weights = one_step(rows, 10_000)
+    cut, cut_weights = one_step(rows, tokens, packing)
+    assert cut.loss == pytest.approx(step.loss, rel=1e-5)
+    assert cut.grad_norm == pytest.approx(step.grad_norm, rel=1e-4)
+    torch.testing.assert_close(cut_weights, weights, atol=1e-6, rtol=0)
+
+
+def test_step_loss_weighs_tokens_and_not_rows():
+    """Case 1: rows of 1 and 9 supervised tokens."""
+    short, long = example(3, 1, "short", 1), example(3, 9, "long", 2)
+    alone = {row.row_id: one_step([row], 1000)[0].loss for row in (short, long)}
+    for tokens in (1000, 1):
+        step, _ = one_step([short, long], tokens)
+        assert step.supervised_tokens == 10
+        assert step.loss == pytest.approx((alone["short"] + 9 * alone["long"]) / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 30, 60, 10_000])
+def test_evaluation_loss_is_the_mean_over_tokens_however_it_is_cut(rows, tokens):
+    """Case 48."""
+    model = make_model()
+    sums, count = 0.0, 0
+    for row in rows:
+        logits = model(torch.tensor([row.tokens.input_ids])).logits[0, :-1].detach()
+        labels = torch.tensor(row.tokens.labels[1:])
+        sums += float(functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+        count += int((labels != -100).sum())
+    ours = train.mean_loss(model, rows, plan(micro_batch_tokens=tokens), sft.token_losses)
+    assert ours == pytest.approx(sums / count, abs=1e-6)
+
+
+def test_clipping_is_of_the_whole_steps_gradient(rows):
+    """Case 42: the weights move by exactly the limit, the logged norm is the one before clipping."""
+    before = {name: p.detach().clone() for name, p in make_model().named_parameters()}
+    for tokens in (40, 10_000):
+        step, after = one_step(rows, tokens, max_grad_norm=0.1)
+        moved = math.sqrt(sum(float((after[n] - before[n]).square().sum()) for n in before)) / 0.1
+        assert step.grad_norm > 0.1
+        assert moved == pytest.approx(0.1, rel=1e-3)
