@@ -1,7 +1,7 @@
 """Attention over packed samples without padding or dense masks, on unmodified transformers modules.
 
-transformers lets a model's attention be replaced by a registered function, and hands it any extra keyword argument of the
-model's forward. Ours gets the segment bounds and runs causal attention once per segment, so no sample can see another.
+transformers lets a model's attention be replaced by a registered function, and hands it any extra keyword argument of
+the model's forward. Ours gets the segment bounds and runs causal attention once per segment: no sample sees another.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def _segment_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query: (1, heads, tokens, head size); key, value: (1, kv heads, tokens, head size) -> (1, tokens, heads, head size)."""
+    """query: (1, heads, tokens, size); key, value: (1, kv heads, tokens, size) -> (1, tokens, heads, size)."""
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in UNDERSTOOD)
     if unknown or attention_mask is not None or segment_bounds is None:
         reason = f"arguments {', '.join(unknown)}" if unknown else "a mask, or no segment bounds"

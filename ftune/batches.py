@@ -14,8 +14,8 @@ from ftune.data import Example
 class MicroBatch:
     """Whole examples laid end to end; segment k is `bounds[k]:bounds[k+1]` of the token axis.
 
-    input_ids, position_ids, labels: (1, tokens) int64. Positions restart at 0 in each segment; labels are unshifted, -100
-    where nothing is supervised and at each segment's first token.
+    input_ids, position_ids, labels: (1, tokens) int64. Positions restart at 0 in each segment; labels are unshifted,
+    -100 where nothing is supervised and at each segment's first token.
     """
 
     input_ids: torch.Tensor

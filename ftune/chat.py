@@ -1,7 +1,7 @@
 """Messages or a prompt and its completion -> text, token ids and the mask of supervised tokens.
 
-The mask is not found by searching for markers. The conversation is rendered turn by turn; each rendering must begin with
-the one before it (the template is *prefix-stable*), so the characters a turn adds are exactly its own, and the
+The mask is not found by searching for markers. The conversation is rendered turn by turn; each rendering must begin
+with the one before it (the template is *prefix-stable*), so the characters a turn adds are exactly its own, and the
 tokenizer's offsets say which tokens cover them. A template for which that does not hold is refused.
 """
 
@@ -111,7 +111,7 @@ def _end_of_turn(tokenizer: Any, text: str, start: int) -> int:
 
 
 def _control_tokens(tokenizer: Any) -> dict[int, str]:
-    """The tokens beside the learnt vocabulary, by id: end-of-turn tokens are among them, though seldom named as special."""
+    """The tokens beside the learnt vocabulary, by id; end-of-turn tokens are among them."""
     return {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
 
 

@@ -75,7 +75,11 @@ def _open(path: Path) -> Checkpoint:
     if state["format_version"] > folder.FORMAT_VERSION:
         raise UserError("made by a newer ftune", str(path), "update ftune")
     if damaged := folder.changed_files(path, state["files"]):
-        raise UserError(f"checksum mismatch: {', '.join(damaged)}", str(path), "remove this checkpoint to resume from the one before")
+        raise UserError(
+            f"checksum mismatch: {', '.join(damaged)}",
+            str(path),
+            "remove this checkpoint to resume from the one before",
+        )
     return Checkpoint(path, state["step"], state["inputs"])
 
 
@@ -85,7 +89,9 @@ def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], opti
     saved = load_file(checkpoint.path / PARAMETERS)
     fits = saved.keys() == parameters.keys() and all(saved[name].shape == p.shape for name, p in parameters.items())
     if not fits:
-        raise UserError("the checkpoint's tensors are not this model's", str(checkpoint.path), "resume with the run's recipe")
+        raise UserError(
+            "the checkpoint's tensors are not this model's", str(checkpoint.path), "resume with the run's recipe"
+        )
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
     tensors = load_file(checkpoint.path / OPTIMIZER)

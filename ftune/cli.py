@@ -1,7 +1,9 @@
 """The command line: each verb parses, calls one story and prints."""
 
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -10,7 +12,7 @@ import click
 import typer
 
 from ftune import console
-from ftune.errors import ExitCode, FtuneError, Interrupted, UserError
+from ftune.errors import ExitCode, FtuneError, Interrupted, RunError, UserError
 
 app = typer.Typer(
     help="Fine-tune language models from a recipe, and get the evidence that it worked.",
@@ -205,6 +207,13 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted("stopped by SIGTERM", "", "nothing was lost", exit_code=ExitCode.TERMINATED)
 
 
+def unexpected(error: Exception) -> RunError:
+    """A fault of ours, told as text: what it is and which line raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"unexpected {type(error).__name__}: {error}"
+    return RunError(what, f"{place.filename}:{place.lineno}", "set FTUNE_TRACEBACK=1 to see more, and report it")
+
+
 def main() -> None:
     """The console script: errors become text and exit codes."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -219,4 +228,9 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         console.note("interrupted")
         code = ExitCode.INTERRUPTED
+    except Exception as error:
+        if "FTUNE_TRACEBACK" in os.environ:
+            raise
+        console.print_error(unexpected(error))
+        code = ExitCode.RUN_FAILED
     sys.exit(code)

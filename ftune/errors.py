@@ -59,6 +59,8 @@ class RunError(FtuneError):
 class Interrupted(FtuneError):
     """A signal stopped the run after its checkpoint was saved."""
 
-    def __init__(self, what: str, where: str = "", hint: str = "", *, exit_code: ExitCode = ExitCode.INTERRUPTED) -> None:
+    def __init__(
+        self, what: str, where: str = "", hint: str = "", *, exit_code: ExitCode = ExitCode.INTERRUPTED
+    ) -> None:
         super().__init__(what, where, hint)
         self.exit_code = exit_code

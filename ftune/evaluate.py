@@ -37,7 +37,7 @@ def has_answer(example: Example) -> bool:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, shots: Sequence[Example] = ()) -> list[int]:
-    """The prompt's token ids, with solved examples in front: earlier turns of a chat, or earlier text without a template."""
+    """The prompt's token ids, with solved examples in front: as earlier turns, or as text without a template."""
     if tokenizer.chat_template:
         asked = question(example)
         system = [message for message in asked if message["role"] == "system"]
@@ -81,9 +81,11 @@ def generate(
     description: str,
 ) -> list[str]:
     """The greedy answer to each prompt, up to the end of its turn. Prompts are padded on the left and masked."""
-    was_training = model.training
+    was_training, own_config = model.training, model.generation_config
     model.eval()
     device = model.get_input_embeddings().weight.device
+    # A base may ship sampling or penalties of its own; what is measured is the plain greedy answer.
+    model.generation_config = GenerationConfig()
     stops = chat.end_of_turn_ids(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops or [0])[0]
     settings = GenerationConfig(
@@ -104,6 +106,7 @@ def generate(
                 end = next((k for k, token in enumerate(row) if token in stops), len(row))
                 answers[i] = tokenizer.decode(row[:end], skip_special_tokens=False)
             progress.advance(len(group))
+    model.generation_config = own_config
     model.train(was_training)
     return answers
 
@@ -160,7 +163,9 @@ def score(
     return Scored(answers, scores)
 
 
-def sample_rows(examples: Sequence[Example], base: Scored, few_shot: Scored | None, tuned: Scored) -> list[dict[str, Any]]:
+def sample_rows(
+    examples: Sequence[Example], base: Scored, few_shot: Scored | None, tuned: Scored
+) -> list[dict[str, Any]]:
     """The lines of samples.jsonl."""
     return [
         {

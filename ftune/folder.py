@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @contextmanager
@@ -120,7 +120,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             temporary.rename(target)
         sync_folder(target.parent)
     except OSError as error:
-        raise RunError(f"could not write: {error.strerror or error}", str(target), "free space, check rights") from error
+        raise RunError(
+            f"could not write: {error.strerror or error}", str(target), "free space, check rights"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,7 +182,9 @@ def lock(path: Path) -> Iterator[None]:
         with lock_file.open("x") as file:
             json.dump({"pid": os.getpid()}, file)
     except OSError as error:
-        raise UserError(f"cannot write here: {error.strerror or error}", str(path), "choose another output.dir") from error
+        raise UserError(
+            f"cannot write here: {error.strerror or error}", str(path), "choose another output.dir"
+        ) from error
     try:
         yield
     finally:

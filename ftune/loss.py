@@ -13,7 +13,7 @@ CHUNK_ELEMENTS = 2**24
 
 
 def predicting_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """labels: (1, tokens), unshifted -> positions (n,) whose hidden state predicts a supervised token, and those tokens (n,).
+    """labels: (1, tokens), unshifted -> the positions (n,) that predict a supervised token, and those tokens (n,).
 
     Position t predicts token t + 1. A segment's first token carries no label, so nothing is predicted across segments.
     """
@@ -36,10 +36,7 @@ def token_losses(
     rows = max(1, chunk_elements // vocab_size)
     if len(targets) <= rows:
         return _chunk_loss(head, hidden, targets)
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([_chunk_loss(head, h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)])
-    losses = [
-        checkpoint(_chunk_loss, head, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(losses)
+        return torch.cat([_chunk_loss(head, h, t) for h, t in chunks])
+    return torch.cat([checkpoint(_chunk_loss, head, h, t, use_reentrant=False) for h, t in chunks])

@@ -1,10 +1,11 @@
-"""The tokenizer and the base model, as transformers loads them, and the two halves of a forward pass: hidden states and head."""
+"""The tokenizer and the base, as transformers loads them, and a forward pass in two halves: hidden states and head."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import nn
@@ -19,6 +20,7 @@ from ftune.recipe import ModelSection
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+huggingface_hub.utils.disable_progress_bars()
 
 PROOF_LENGTHS = (3, 17, 33)
 """Lengths of the rows on which packed attention is compared with single rows."""
@@ -38,7 +40,9 @@ def _check_folder(settings: ModelSection) -> None:
         if not settings.base.is_dir():
             raise UserError("no such model folder", str(settings.base), "relative paths are relative to the recipe")
         if not (settings.base / "config.json").is_file():
-            raise UserError("no config.json in this model folder", str(settings.base), "name a transformers model folder")
+            raise UserError(
+                "no config.json in this model folder", str(settings.base), "name a transformers model folder"
+            )
 
 
 def load_config(settings: ModelSection) -> Any:
@@ -79,8 +83,8 @@ def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
 def resolve_dtype(requested: str, device: torch.device, trains_base: bool, stored: torch.dtype) -> torch.dtype:
     """The dtype the base is held in.
 
-    `auto` is the stored one, except where that would harm: float32 for weights that are trained, and on CPUs, where half
-    precision is slow. float16 on a CPU is refused.
+    `auto` is the stored one, except where that would harm: float32 for weights that are trained, and on CPUs, where
+    half precision is slow. float16 on a CPU is refused.
     """
     if requested == "float16" and device.type == "cpu":
         raise UserError("float16 cannot be trained on a CPU", "model.dtype", "use float32 or bfloat16")
@@ -114,7 +118,7 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
             f"model.base: {settings.base}",
             "the folder's config.json and weights must belong together",
         )
-    return model.to(device)  # type: ignore[no-any-return]
+    return model.to(device)
 
 
 def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
@@ -123,7 +127,7 @@ def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
         load_config(settings), dtype=dtype, trust_remote_code=settings.trust_remote_code
     )
     model.tie_weights()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def fingerprint(settings: ModelSection) -> dict[str, str]:
@@ -146,7 +150,7 @@ def versions() -> dict[str, str]:
 
 
 def head(model: PreTrainedModel) -> Head:
-    """Hidden states -> logits as the architecture makes them: with its scaling (Granite, Cohere) or soft cap (Gemma)."""
+    """Hidden states -> logits as the architecture makes them: with scaling (Granite, Cohere) or soft cap (Gemma)."""
     projection = model.get_output_embeddings()
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1.0
@@ -155,7 +159,7 @@ def head(model: PreTrainedModel) -> Head:
     softcap = getattr(config, "final_logit_softcapping", None)
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
-        values = projection(hidden)
+        values: torch.Tensor = projection(hidden)
         values = values * scale if scale != 1.0 else values
         return torch.tanh(values / softcap) * softcap if softcap else values
 

@@ -1,4 +1,4 @@
-"""What a run will need: parameters, memory and steps, counted by the very code that trains, on tensors without contents."""
+"""What a run will need: parameters, memory and steps, counted by the code that trains, on tensors without contents."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +83,7 @@ def _bytes(tensors: list[nn.Parameter]) -> int:
 
 
 def activation_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
-    """What autograd keeps of one forward pass over so many tokens: counted by hooks on the real forward, in FakeTensorMode."""
+    """What autograd keeps of one forward pass, in bytes: counted by hooks on the real forward, in FakeTensorMode."""
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -102,7 +102,7 @@ def activation_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int
     ):
         output = hidden_states(model, batch, plan.packing)
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return size + output.numel() * output.element_size()
+    return int(size + output.numel() * output.element_size())
 
 
 def _activations(model: PreTrainedModel, plan: Plan, is_checkpointed: bool) -> int:
@@ -119,7 +119,9 @@ def _activations(model: PreTrainedModel, plan: Plan, is_checkpointed: bool) -> i
     return kept // config.num_hidden_layers + inputs * config.num_hidden_layers
 
 
-def make_plan(recipe: Recipe, settings: Any, run: Plan, supervised_tokens: int | None, num_examples: int | None) -> RunPlan:
+def make_plan(
+    recipe: Recipe, settings: Any, run: Plan, supervised_tokens: int | None, num_examples: int | None
+) -> RunPlan:
     """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = METHODS[settings.name]

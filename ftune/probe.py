@@ -37,7 +37,7 @@ class Probe:
 
 
 def load(tokenizer: PreTrainedTokenizerBase, path: Path, max_length: int, vocab_size: int) -> Probe:
-    """The user's own probe file: rows of any known shape, each with an optional `suite`; rows of `text` have no answer."""
+    """The user's own probe file: rows of any known shape, with an optional `suite`; rows of `text` have no answer."""
     suites: dict[str, list[Example]] = {}
     texts, problems = [], []
     rules = data.Rules(max_length=max_length)
@@ -58,14 +58,16 @@ def load(tokenizer: PreTrainedTokenizerBase, path: Path, max_length: int, vocab_
     if problems:
         raise UserError.collect(problems[: data.MAX_SHOWN])
     if not suites and not texts:
-        raise UserError("0 usable items in the probe", str(path), "give rows of messages, prompt and completion, or text")
+        raise UserError(
+            "0 usable items in the probe", str(path), "give rows of messages, prompt and completion, or text"
+        )
     if max((max(e.tokens.input_ids) for e in Probe(suites, texts).everything), default=0) >= vocab_size:
         raise UserError("the probe has tokens outside the model's vocabulary", str(path))
     return Probe(suites, texts)
 
 
 def overlap(probe: Probe, training: Sequence[Example]) -> list[tuple[str, str]]:
-    """Pairs (probe row, training row) that ask the same, case and spacing aside: the probe would measure the training."""
+    """Pairs (probe row, training row) that ask the same, case and spacing aside."""
 
     def key(example: Example) -> str | None:
         if not evaluate.has_answer(example):
@@ -126,7 +128,7 @@ def kl_to_base(base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence
             batch = part.to(device)
             positions, _ = loss.predicting_positions(batch.labels)
             states = [hidden_states(model, batch, plan.packing)[positions] for model in (base, tuned)]
-            for ours, theirs in zip(*(state.split(KL_TOKENS) for state in states), strict=True):
+            for ours, theirs in zip(*(torch.split(state, KL_TOKENS) for state in states), strict=True):
                 log_base = functional.log_softmax(head(base)(ours).float(), dim=-1)
                 log_tuned = functional.log_softmax(head(tuned)(theirs).float(), dim=-1)
                 total += float(functional.kl_div(log_base, log_tuned, reduction="sum", log_target=True))

@@ -49,11 +49,11 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_score(score: float | None, digits: int = 3, signed: bool = False) -> str:
-    """With a real minus sign, which is as wide as the plus; never -0.000."""
+    """Never -0.000."""
     if score is None:
         return NOT_MEASURED
     text = f"{score:+.{digits}f}" if signed else f"{score:.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def format_interval(interval: Sequence[float] | None, digits: int = 3) -> str:

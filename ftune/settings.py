@@ -29,7 +29,10 @@ def absolute(value: str, info: ValidationInfo) -> Path:
     The file's own name stays as it is written, also where it is a link: its ending says what it holds.
     """
     folder: Path = (info.context or {}).get("folder") or Path.cwd()
-    path = Path(folder, Path(value).expanduser())
+    try:
+        path = Path(folder, Path(value).expanduser())
+    except RuntimeError as error:
+        raise PydanticCustomError("path_type", "a path; write ./~ for a name that begins with ~") from error
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
@@ -45,9 +48,7 @@ def _compilable(value: str) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise PydanticCustomError(
-            "expression", "a regular expression ({why})", {"why": str(error)}
-        ) from error
+        raise PydanticCustomError("expression", "a regular expression ({why})", {"why": str(error)}) from error
     return value
 
 

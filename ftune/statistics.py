@@ -136,9 +136,7 @@ def _verdict(interval: Interval | None, p_value: float | None, margin: float) ->
     return "kept" if interval[1] < margin else "cannot tell"
 
 
-def _drop_interval(
-    drops: Scores, bootstrap: tuple[int, int], is_binary: bool, is_bounded: bool
-) -> Interval | None:
+def _drop_interval(drops: Scores, bootstrap: tuple[int, int], is_binary: bool, is_bounded: bool) -> Interval | None:
     """Paired bootstrap. For 0/1 scores it is too narrow if few items changed (4 lost, none gained: it
     excludes 0 where McNemar's p is 0.125), so there it is widened to Bonett and Price's adjusted Wald
     interval, which covers at small counts (2012, Journal of Educational and Behavioral Statistics 37)."""

@@ -146,7 +146,9 @@ def train(
     model.train()
     for step in range(start + 1, plan.total_steps + 1):
         began = time.perf_counter()
-        rate = schedule.learning_rate(step, plan.total_steps, training.learning_rate, training.schedule, training.warmup)
+        rate = schedule.learning_rate(
+            step, plan.total_steps, training.learning_rate, training.schedule, training.warmup
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = batches.step_indices(step, len(examples), training.batch_size, plan.seed)

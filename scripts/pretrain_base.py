@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 from base_data import (
     BOS,
+    CLAIMED,
     END,
+    FIRST_PHASE,
     HELD_OUT,
     HELD_OUT_PROSE,
     PAD,
+    SECOND_PHASE,
     VOCABULARY,
     HeldOut,
     Rows,
@@ -41,6 +44,8 @@ from transformers import (
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 WARMUP = 100  # steps
+# The second phase begins after this step: fewer skills, and learning rates from SECOND_SHARE of the peak down to 0.
+FIRST_STEPS, SECOND_SHARE = 900, 0.6
 # Stories count in full at first, where they teach words; later their many tokens would outvote short answers.
 PROSE_STEPS, PROSE_WEIGHT = 600, 0.25
 
@@ -109,17 +114,21 @@ def build(options: argparse.Namespace) -> LlamaForCausalLM:
     return model
 
 
-def learning_rate_share(step: int, steps: int, decay: int) -> float:
-    """Warm up, hold, then go down to nothing in the last `decay` steps."""
-    return min(1.0, step / WARMUP, (steps - step + 1) / decay)
+def learning_rate_share(step: int, steps: int) -> float:
+    """Warm up and hold in the first phase; in the second go down to nothing."""
+    if step <= FIRST_STEPS:
+        return min(1.0, step / WARMUP)
+    return SECOND_SHARE * (steps - step + 1) / (steps - FIRST_STEPS)
 
 
 class Trainer:
     """The model with its two optimizers and its rows; can be saved between steps and continued."""
 
-    def __init__(self, model: LlamaForCausalLM, rows: Rows, options: argparse.Namespace) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, phases: tuple[Rows, Rows], options: argparse.Namespace
+    ) -> None:
         self.model, self.options, self.step = model, options, 0
-        self.supply = rows.batches(options.batch_tokens // 2)
+        self.first, self.second = (rows.batches(options.batch_tokens // 2) for rows in phases)
         self.pool = ThreadPoolExecutor(2)
         matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
         self.others = [w for name, w in model.named_parameters() if w.ndim < 2 or "embed" in name]
@@ -132,12 +141,13 @@ class Trainer:
     def take_step(self) -> tuple[float, int]:
         """The step's loss and number of tokens."""
         self.step += 1
-        share = learning_rate_share(self.step, self.options.steps, self.options.decay)
+        share = learning_rate_share(self.step, self.options.steps)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * share
         # Two batches of different lengths make one step: the gradient of one length only is a biased one.
         prose_weight = 1.0 if self.step <= PROSE_STEPS else PROSE_WEIGHT
-        parts = [collate(next(self.supply), prose_weight) for _ in range(2)]
+        supply = self.first if self.step <= FIRST_STEPS else self.second
+        parts = [collate(next(supply), prose_weight) for _ in range(2)]
         whole = sum(float(weights.sum()) for _, weights in parts)
         # One batch a core: small layers gain less from two threads at one operation.
         results = list(self.pool.map(lambda part: self.gradients(*part, whole), parts))
@@ -169,8 +179,10 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
-        for _ in range(2 * self.step):  # the rows go on where they stopped
-            next(self.supply)
+        done = self.step - FIRST_STEPS
+        supply, batches = (self.second, 2 * done) if done >= 0 else (self.first, 2 * self.step)
+        for _ in range(batches):  # the rows go on where they stopped
+            next(supply)
 
 
 # --- grading and saving ---------------------------------------------------------------------------
@@ -212,8 +224,9 @@ def prose_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text
 def table(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: HeldOut, items: int) -> str:
     model.eval()
     lines = ["| skill | exact match |", "|---|---|"]
-    for name, turns in held_out.turns.items():
-        lines.append(f"| {name} | {grade(model, tokenizer, turns[:items]):.3f} |")
+    for name in CLAIMED:
+        score = grade(model, tokenizer, held_out.turns[name][:items])
+        lines.append(f"| {name} | {score:.3f} |")
     real, made = held_out.prose[:HELD_OUT_PROSE], held_out.prose[HELD_OUT_PROSE:]
     lines.append(f"| prose, real stories (nats a token) | {prose_loss(model, tokenizer, real):.3f} |")
     lines.append(f"| prose, made-up stories (nats a token) | {prose_loss(model, tokenizer, made):.3f} |")
@@ -232,7 +245,8 @@ def chat(request: str, answer: str) -> list[dict[str, str]]:
 
 def write_probe(held_out: HeldOut, path: Path) -> None:
     rows: list[dict[str, object]] = []
-    for name, items in held_out.turns.items():
+    for name in CLAIMED:
+        items = held_out.turns[name]
         rows += [{"suite": name, "messages": [m for turn in turns for m in chat(*turn)]} for turns in items]
     rows += [{"suite": "prose", "text": text} for text in held_out.prose]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -248,8 +262,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--tool-rows", type=Path, default=RECIPE / "train.jsonl", help="for the tokenizer")
     parser.add_argument("--output", type=Path, default=RECIPE / "base")
     parser.add_argument("--probe", type=Path, default=RECIPE / "probe.jsonl")
-    parser.add_argument("--steps", type=int, default=2300)
-    parser.add_argument("--decay", type=int, default=1200, help="last steps, falling to rate 0")
+    parser.add_argument("--steps", type=int, default=2100, help="of both phases")
     parser.add_argument("--batch-tokens", type=int, default=5000)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
@@ -273,7 +286,8 @@ def main() -> None:
 
     model = build(options)
     print(f"{sum(weight.numel() for weight in model.parameters()):,} weights", flush=True)
-    trainer = Trainer(model, Rows(tokenizer, held_out, seed=3), options)
+    phases = (Rows(tokenizer, held_out, FIRST_PHASE, seed=3), Rows(tokenizer, held_out, SECOND_PHASE, seed=4))
+    trainer = Trainer(model, phases, options)
     if options.resume:
         trainer.load(options.interim / "state.pt")
     start, seen, losses = time.time(), 0, []

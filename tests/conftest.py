@@ -137,3 +137,7 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("FTUNE_REAL_DATA is not set: no real models and data here")
     return Path(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the golden losses anew")

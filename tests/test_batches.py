@@ -95,7 +95,11 @@ def test_every_epoch_visits_every_example_once(count, batch_size, seed):
     """Cases 3 and 30: the last, smaller batch is trained on, and a batch larger than the data is one step."""
     per_epoch = schedule.steps_per_epoch(count, batch_size)
     epochs = [
-        [i for step in range(1, per_epoch + 1) for i in batches.step_indices(e * per_epoch + step, count, batch_size, seed)]
+        [
+            i
+            for step in range(1, per_epoch + 1)
+            for i in batches.step_indices(e * per_epoch + step, count, batch_size, seed)
+        ]
         for e in range(2)
     ]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)

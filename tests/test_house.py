@@ -21,9 +21,7 @@ RANGES = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["opt
 
 
 def test_the_changelog_tells_of_this_version() -> None:
-    headings = re.findall(
-        r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert headings[1] == ftune.__version__
 
@@ -68,8 +66,6 @@ def test_a_command_in_the_readme_exists(command: str) -> None:
     verbs = get_command(app).commands  # type: ignore[attr-defined]
     verb = next((word for word in rest if not word.startswith("-")), "")
     assert not verb or verb in verbs, f"README names `ftune {verb}`"
-    options = (
-        {option for parameter in verbs[verb].params for option in parameter.opts} if verb else {"--help"}
-    )
+    options = {option for parameter in verbs[verb].params for option in parameter.opts} if verb else {"--help"}
     used = {word.partition("=")[0] for word in rest if word.startswith("--")} - {"--help"}
     assert used <= options, f"`ftune {verb}` has no {sorted(used - options)}"

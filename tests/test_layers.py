@@ -29,9 +29,9 @@ LAYERS = [
     "model",
     "methods",
     "objectives",
-    "plan",
     "checkpoint",
     "train",
+    "plan",
     "artifacts",
     "evaluate",
     "probe",
@@ -84,9 +84,7 @@ def imported_on_import(tree: ast.Module) -> Iterator[str]:
 def own_layers(path: Path) -> set[str]:
     """The other layers of ftune that a file imports; the version in the package root is anyone's to read."""
     parts = [name.split(".") for name in imported_names(TREES[path])]
-    return {p[1] for p in parts if p[0] == "ftune" and len(p) > 1 and p[1] != "__version__"} - {
-        layer_of(path)
-    }
+    return {p[1] for p in parts if p[0] == "ftune" and len(p) > 1 and p[1] != "__version__"} - {layer_of(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
@@ -119,9 +117,7 @@ def test_no_package_has_an_import_circle_inside() -> None:
 
 def test_nobody_imports_from_the_package_root() -> None:
     for path in FILES:
-        assert "ftune" not in set(imported_names(TREES[path])), (
-            f"{label(path)}: import the module that you need"
-        )
+        assert "ftune" not in set(imported_names(TREES[path])), f"{label(path)}: import the module that you need"
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
@@ -138,9 +134,7 @@ def test_what_answers_at_once_imports_nothing_heavy(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_a_file_stays_readable(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, (
-        f"{label(path)} has {lines} lines: make it a package of the same import name"
-    )
+    assert lines <= LONGEST_FILE, f"{label(path)} has {lines} lines: make it a package of the same import name"
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1

@@ -1,4 +1,4 @@
-"""The loss is the sum over supervised tokens divided by their number. Numbers in docstrings are those of the trust cases."""
+"""The loss is the sum over supervised tokens divided by their number. Numbers: trust cases."""
 
 import math
 
@@ -14,7 +14,12 @@ from ftune.model import head
 from ftune.objectives import sft
 from ftune.recipe import TrainingSection
 
-KINDS = {"llama": {}, "gpt2": {}, "granite": {"logits_scaling": 3.0}, "gemma2": {"head_dim": 16, "final_logit_softcapping": 1.0}}
+KINDS = {
+    "llama": {},
+    "gpt2": {},
+    "granite": {"logits_scaling": 3.0},
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 1.0},
+}
 
 
 def example(num_prompt, num_answer, row_id="r:1", seed=0):
@@ -81,7 +86,9 @@ def one_step(examples, tokens, packing=True, **training):
     from accelerate import Accelerator
 
     model = make_model()
-    section = TrainingSection(learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training)
+    section = TrainingSection(
+        learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training
+    )
     plan = train.Plan(section, 1, packing, "auto", 0)
     [step] = train.train(model, examples, sft, train.make_optimizer(model, section), plan, Accelerator(cpu=True))
     return step, {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""One contract over every method and architecture, and PEFT as judge. Numbers in docstrings are those of the trust cases."""
+"""One contract over every method and architecture, and PEFT as judge. Numbers: trust cases."""
 
 import json
 
@@ -109,7 +109,9 @@ def test_gradients_are_the_same_under_gradient_checkpointing(kind, method, setti
     """Case 43: a frozen base, and still a gradient for every trainable parameter."""
 
     def gradients(checkpointing):
-        model = make_model(kind, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}))
+        model = make_model(
+            kind, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {})
+        )
         method.attach(model, settings)
         randomize(model).train()
         if checkpointing:
@@ -141,7 +143,9 @@ def adapter(request, kind, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     METHODS[settings.name].attach(model, settings)
     files.save_adapter(tmp_path / "adapter", randomize(model), make_tokenizer(), settings, str(base), {})
-    assert {files.PREFIX + name for name in trainable(model)} == set(load_file(tmp_path / "adapter" / files.ADAPTER_WEIGHTS))
+    assert {files.PREFIX + name for name in trainable(model)} == set(
+        load_file(tmp_path / "adapter" / files.ADAPTER_WEIGHTS)
+    )
     return base, tmp_path / "adapter", logits(model)
 
 
@@ -183,7 +187,10 @@ def test_peft_adapter_gives_the_same_logits_in_ftune(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: {k.replace("layers.0.self_attn.q", "layers.0.self_attn.x"): v for k, v in t.items()}, "missing.*unexpected"),
+        (
+            lambda t: {k.replace("layers.0.self_attn.q", "layers.0.self_attn.x"): v for k, v in t.items()},
+            "missing.*unexpected",
+        ),
         (lambda t: {f"x.{k}": v for k, v in t.items()}, "missing.*unexpected"),
         (lambda t: {**t, "base_model.model.extra": torch.zeros(1)}, "unexpected: extra"),
         (lambda t: dict(list(t.items())[1:]), "missing"),

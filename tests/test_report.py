@@ -1,164 +1,20 @@
 """The report says what was measured and nothing else, from the run folder alone."""
 
-import json
 import math
-import random
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from sample_run import sample_report, sample_row, sample_rows, task, write_run
 
 from ftune import folder
 from ftune.errors import UserError
 from ftune.report import curves, render, samples, verdict
-from ftune.statistics import mean_interval, paired_difference
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" ]]> | cell \x00\x1b[31m"
 PAGES = ("report.html", "report.md", "junit.xml")
-
-
-def suite(name: str, right: int, lost: int, gained: int, n: int = 200) -> dict[str, Any]:
-    before = [1.0] * right + [0.0] * (n - right)
-    after = [0.0] * lost + [1.0] * (right - lost + gained) + [0.0] * (n - right - gained)
-    return {"name": name, **paired_difference(before, after).as_dict()}
-
-
-def task(zero: int, few: int, tuned: int, n: int = 300) -> dict[str, Any]:
-    def scores(right: int) -> list[float]:
-        return [1.0] * right + [0.0] * (n - right)
-
-    gain = paired_difference(scores(tuned), scores(max(zero, few)))
-    return {
-        "metric": "exact_match",
-        "n": n,
-        "zero_shot": zero / n,
-        "few_shot": few / n,
-        "tuned": tuned / n,
-        "gain": gain.drop,
-        "ci95": list(gain.ci95 or ()),
-        "intervals": {
-            "zero_shot": mean_interval(scores(zero)),
-            "few_shot": mean_interval(scores(few)),
-            "tuned": mean_interval(scores(tuned)),
-        },
-        "reason": "",
-    }
-
-
-def sample_report() -> dict[str, Any]:
-    suites = [
-        suite("addition", 190, 3, 4),
-        suite("sorting", 188, 26, 2),
-        suite("facts", 198, 1, 0),
-        suite("look-up", 120, 12, 6, n=130),
-    ]
-    return {
-        "schema": 1,
-        "name": "quickstart",
-        "task": task(0, 37, 291),
-        "forgetting": {
-            "suites": suites,
-            "worst_drop": max(one["drop"] for one in suites),
-            "general_loss": {"before": 2.412, "after": 2.633},
-            "kl_to_base": 0.0831,
-        },
-        "artefact": {
-            "adapter_live": True,
-            "keys_loaded": "84/84",
-            "reload_max_diff": 0.0,
-            "merged_max_diff": 2.4e-6,
-            "tolerance": 1e-4,
-            "reason": "",
-        },
-        "gates": [
-            {"name": "min_score", "limit": 0.95, "value": 0.97, "passed": True},
-            {"name": "max_forgetting", "limit": 0.1, "value": 0.12, "passed": False},
-            {"name": "adapter_live", "limit": True, "value": True, "passed": True},
-        ],
-        "cost": {
-            "seconds": 231.4,
-            "tokens": 412_345,
-            "tokens_per_second": 2231.0,
-            "peak_memory_bytes": 912_345_678,
-            "trainable_parameters": 124_416,
-        },
-        "data": {
-            "rows_in": 2000,
-            "rows_used": 1994,
-            "dropped": {"too_long": 4, "duplicate": 2},
-            "duplicates": 2,
-            "contaminated": 0,
-            "supervised_tokens": 61_240,
-        },
-    }
-
-
-def sample_metrics(steps: int = 375) -> list[dict[str, Any]]:
-    noise = random.Random(0)
-    rows: list[dict[str, Any]] = []
-    for step in range(1, steps + 1):
-        loss = 0.02 + 2.8 * math.exp(-step / 40) * (1 + 0.25 * noise.random()) + 0.02 * noise.random()
-        rate = 5e-4 * min(step / 12, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        norm = 0.15 + 3 * math.exp(-step / 25) + 0.1 * noise.random()
-        row = {"step": step, "epoch": step / 125, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-        rows.append({**row, "supervised_tokens": 480, "tokens_per_second": 2200.0, "row_ids": ["train:1"]})
-        if step % 125 == 0:
-            rows.append({"step": step, "validation_loss": loss * 1.3})
-    return rows
-
-
-def sample_row(index: int, zero: float, few: float, tuned: float, prompt: str = "") -> dict[str, Any]:
-    call = json.dumps({"tool": "set_timer", "arguments": {"minutes": index}})
-    return {
-        "row_id": f"test.jsonl:{index}",
-        "prompt": prompt
-        or f"user: Please set a timer for {index} minutes and tell me when the tea is ready.",
-        "expected": call,
-        "base": call if zero else "Sure, I will do that.",
-        "few_shot": call if few else '{"tool": "timer"}',
-        "tuned": call if tuned else call[:-6],
-        "scores": {"zero_shot": zero, "few_shot": few, "tuned": tuned},
-    }
-
-
-def sample_rows() -> list[dict[str, Any]]:
-    kinds = [(0.0, 0.0, 1.0)] * 40 + [(0.0, 1.0, 1.0)] * 12 + [(0.0, 1.0, 0.0)] * 3 + [(0.0, 0.0, 0.0)] * 6
-    return [sample_row(index, *kind) for index, kind in enumerate(kinds, 1)]
-
-
-def write_run(path: Path, report: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Path:
-    """A whole run folder; report.json is what the test says."""
-    path.mkdir(exist_ok=True)
-    folder.write_json(path / "report.json", report)
-    folder.write_json_lines(path / "metrics.jsonl", sample_metrics())
-    folder.write_json_lines(path / "samples.jsonl", sample_rows() if rows is None else rows)
-    folder.write_json(
-        path / "plan.json",
-        {
-            "parameters": {"total": 2_938_944, "trainable": 124_416, "percent": 4.23},
-            "memory_bytes": {"training_peak": 803_000_000},
-        },
-    )
-    folder.write_json(
-        path / "manifest.json",
-        {
-            "versions": {"ftune": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-            "seed": 0,
-            "device": "cpu",
-            "threads": 2,
-            "base": {"model.safetensors": "3f2a" * 16, "tokenizer.json": "99bc" * 16},
-            "data": {"train.jsonl": "77aa" * 16},
-            "template": "12ef" * 16,
-            "trainable": ["a"] * 84,
-            "changed": ["a"] * 84,
-            "saved": ["a"] * 84,
-        },
-    )
-    recipe = "model: {base: ./base}\nmethod:\n  name: lora\n  rank: 16\ndata:\n  train: train.jsonl\n"
-    folder.write_text(path / "recipe.yaml", recipe)
-    return path
 
 
 def read(path: Path) -> tuple[str, str, ElementTree.Element]:
@@ -291,17 +147,13 @@ def test_junit_counts_the_failures(tmp_path: Path) -> None:
     _, _, xml = read(tmp_path)
     assert (xml.get("tests"), xml.get("failures"), xml.get("skipped")) == ("10", "2", "1")
     failed = {
-        case.get("name"): case.find("failure")
-        for case in xml.iter("testcase")
-        if case.find("failure") is not None
+        case.get("name"): case.find("failure") for case in xml.iter("testcase") if case.find("failure") is not None
     }
     assert set(failed) == {"max_forgetting", "keys_loaded"}
     message = failed["max_forgetting"]
     assert message is not None
     assert message.get("message") == "max_forgetting is 0.120, its limit is 0.100"
-    properties = {
-        p.get("name"): p.get("value") for p in xml.iterfind(".//testcase[@name='sorting']//property")
-    }
+    properties = {p.get("name"): p.get("value") for p in xml.iterfind(".//testcase[@name='sorting']//property")}
     assert properties["verdict"] == "forgot"
 
 
@@ -323,9 +175,7 @@ def test_a_rebuild_gives_the_same_bytes(tmp_path: Path) -> None:
     manifest = folder.read_json(run / "manifest.json")
     folder.write_json(run / "manifest.json", {**manifest, "files": folder.checksums(run)})
     render(run)
-    assert first == {name: (run / name).read_bytes() for name in PAGES}, (
-        "also when the manifest has its checksums"
-    )
+    assert first == {name: (run / name).read_bytes() for name in PAGES}, "also when the manifest has its checksums"
 
 
 def test_no_report_is_an_error(tmp_path: Path) -> None:
@@ -353,9 +203,7 @@ def test_curves_keep_the_extremes_and_skip_what_is_no_number() -> None:
     assert curves.chart("Loss", "", []) is None
 
 
-@pytest.mark.parametrize(
-    ("high", "ticks"), [(1.0, [0, 0.25, 0.5, 0.75, 1.0]), (375.0, [0, 100, 200, 300, 400])]
-)
+@pytest.mark.parametrize(("high", "ticks"), [(1.0, [0, 0.25, 0.5, 0.75, 1.0]), (375.0, [0, 100, 200, 300, 400])])
 def test_ticks_are_round(high: float, ticks: list[float]) -> None:
     assert curves.linear_ticks(0, high) == ticks
 

@@ -1,4 +1,4 @@
-"""Runs end to end, in process: what they leave behind, resuming, numbers. Numbers in docstrings are those of the trust cases."""
+"""Runs end to end, in process: what they leave behind, resuming, numbers. Numbers: trust cases."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ftune import folder, recipe, train
 from ftune.artifacts import files
 from ftune.errors import Interrupted, RunError, UserError
-from ftune.run import training
+from ftune.run import fitting
 from ftune.run.training import train_run
 
 DROPOUT = {"name": "lora", "rank": 4, "dropout": 0.1}
@@ -43,10 +43,22 @@ def test_run_leaves_what_the_contract_says(workspace):
     assert report["artefact"]["adapter_live"] is True
     assert report["artefact"]["reload_max_diff"] == 0.0
     assert report["artefact"]["merged_max_diff"] <= 1e-5
-    assert {"step", "epoch", "loss", "grad_norm", "learning_rate", "supervised_tokens", "tokens_per_second", "memory", "row_ids"} <= metrics(path)[0].keys()
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "supervised_tokens",
+        "tokens_per_second",
+        "memory",
+        "row_ids",
+    } <= metrics(path)[0].keys()
     assert len(folder.read_json_lines(path / "samples.jsonl")) == 4
     plan = folder.read_json(path / "plan.json")
-    assert plan["parameters"]["trainable"] == sum(t.numel() for t in load_file(path / "adapter" / files.ADAPTER_WEIGHTS).values())
+    assert plan["parameters"]["trainable"] == sum(
+        t.numel() for t in load_file(path / "adapter" / files.ADAPTER_WEIGHTS).values()
+    )
     assert plan["measured"].keys() <= plan.keys()
 
 
@@ -99,7 +111,7 @@ def kill_after(monkeypatch, step):
             if done.step == step:
                 raise Killed
 
-    monkeypatch.setattr(training.train, "train", dying)
+    monkeypatch.setattr(fitting.train, "train", dying)
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -107,7 +119,14 @@ def test_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(workspace, monkey
     """Case 80, for a kill after each of the steps, mid-epoch and at epoch ends, with dropout, shuffling and AdamW."""
     sections = {
         "method": DROPOUT if name == "lora" else {"name": "full"},
-        "training": {"max_steps": 12, "batch_size": 4, "micro_batch_tokens": 60, "optimizer": "adamw", "checkpoint_every": 3, "schedule": "cosine"},
+        "training": {
+            "max_steps": 12,
+            "batch_size": 4,
+            "micro_batch_tokens": 60,
+            "optimizer": "adamw",
+            "checkpoint_every": 3,
+            "schedule": "cosine",
+        },
     }
     _, clean = run(workspace, output={"dir": "clean"}, **sections)
     weights = "adapter/adapter_model.safetensors" if name == "lora" else "merged/model.safetensors"
@@ -119,14 +138,20 @@ def test_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(workspace, monkey
         _, path = run(workspace, resume=True, output={"dir": f"killed-{step}"}, **sections)
         assert (path / weights).read_bytes() == (clean / weights).read_bytes()
         same = [[line[k] for k in ("step", "loss", "grad_norm", "learning_rate", "row_ids")] for line in metrics(path)]
-        assert same == [[line[k] for k in ("step", "loss", "grad_norm", "learning_rate", "row_ids")] for line in metrics(clean)]
+        assert same == [
+            [line[k] for k in ("step", "loss", "grad_norm", "learning_rate", "row_ids")] for line in metrics(clean)
+        ]
 
 
 def test_evaluating_on_the_way_changes_nothing(workspace):
     """Case 47: mode and random state are as if it had not been."""
     write_rows(workspace / "validation.jsonl", CHAT_ROWS[:3])
     _, plain = run(workspace, method=DROPOUT, output={"dir": "plain"})
-    sections = {"data": {"validation": "validation.jsonl"}, "training": {"evaluate_every": 1}, "output": {"dir": "watched"}}
+    sections = {
+        "data": {"validation": "validation.jsonl"},
+        "training": {"evaluate_every": 1},
+        "output": {"dir": "watched"},
+    }
     _, watched = run(workspace, method=DROPOUT, **sections)
     assert adapter_bytes(plain) == adapter_bytes(watched)
 
@@ -147,7 +172,7 @@ def test_signal_saves_a_checkpoint_and_the_run_goes_on(workspace, monkeypatch):
     sections = {"training": {"checkpoint_every": 100}}
     _, clean = run(workspace, output={"dir": "clean"}, **sections)
     with monkeypatch.context() as patch:
-        patch.setattr(training.train, "train", with_signal)
+        patch.setattr(fitting.train, "train", with_signal)
         with pytest.raises(Interrupted, match="after step 2 of 4; checkpoint saved") as caught:
             run(workspace, **sections)
     assert caught.value.exit_code == 130
@@ -161,7 +186,7 @@ def test_damaged_checkpoint_is_found(workspace, monkeypatch):
     kill_after(monkeypatch, 3)
     with pytest.raises(Killed):
         run(workspace, **sections)
-    file = workspace / "run" / "checkpoints" / "step-000002" / "optimizer.safetensors"
+    file = workspace / "run" / "checkpoints" / "step-000003" / "optimizer.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
@@ -222,7 +247,11 @@ def test_non_finite_loss_stops_the_run_and_names_step_and_rows(workspace):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(RunError, match=r"non-finite loss at step 1, rows \[train.jsonl:"):
         run(workspace, data={"packing": False})
-    assert not list((workspace / "run" / "checkpoints").glob("*")) if (workspace / "run" / "checkpoints").exists() else True
+    assert (
+        not list((workspace / "run" / "checkpoints").glob("*"))
+        if (workspace / "run" / "checkpoints").exists()
+        else True
+    )
 
 
 def test_learning_rate_that_explodes_stops_the_run(workspace):
@@ -247,7 +276,9 @@ def test_logged_rates_follow_the_schedule(workspace):
             workspace, overwrite=True,
             training={"schedule": "linear", "max_steps": 8, "micro_batch_tokens": tokens, "learning_rate": 0.008},
         )  # fmt: skip
-        assert [line["learning_rate"] for line in metrics(path)] == pytest.approx([0.008 * (1 - k / 8) for k in range(8)])
+        assert [line["learning_rate"] for line in metrics(path)] == pytest.approx(
+            [0.008 * (1 - k / 8) for k in range(8)]
+        )
 
 
 def test_gradient_checkpointing_changes_nothing(workspace):
@@ -266,17 +297,23 @@ def test_gradient_checkpointing_changes_nothing(workspace):
 
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
 def test_overfitted_model_stops_where_it_was_taught_to(tmp_path, pad):
-    """Cases 4 and 5: pad and eos may be one token; generation ends at the trained end of turn, also from saved files."""
+    """Cases 4 and 5: pad and eos may be one token; generation from saved files ends at the trained end of turn."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = make_tokenizer(pad=pad)
     save_base(tmp_path / "base", tokenizer=tokenizer)
     write_rows(tmp_path / "train.jsonl", [chat("hi", "abc")])
-    _, path = run(tmp_path, method={"name": "full"}, training={"max_steps": 60, "batch_size": 1, "learning_rate": 0.003, "optimizer": "adamw"})
+    _, path = run(
+        tmp_path,
+        method={"name": "full"},
+        training={"max_steps": 60, "batch_size": 1, "learning_rate": 0.003, "optimizer": "adamw"},
+    )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in GenerationConfig.from_pretrained(path / "merged").eos_token_id
     saved = AutoTokenizer.from_pretrained(path / "merged")
-    prompt = saved.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = saved.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     answer = AutoModelForCausalLM.from_pretrained(path / "merged").generate(**prompt, max_new_tokens=50)
     assert saved.decode(answer[0, prompt["input_ids"].shape[1] :]) == "abc<|im_end|>"
 
@@ -286,13 +323,17 @@ def test_model_learns_the_next_token_and_not_the_one_after(tmp_path):
     save_base(tmp_path / "base", tokenizer=make_tokenizer(None))
     letters = "abcdefghijklmnopqrstuvwxyz"
     write_rows(tmp_path / "train.jsonl", [{"text": (letters * 2)[i : i + 20]} for i in range(26)])
-    _, path = run(tmp_path, method={"name": "full"}, training={"max_steps": 80, "batch_size": 8, "learning_rate": 0.003, "optimizer": "adamw"})
+    _, path = run(
+        tmp_path,
+        method={"name": "full"},
+        training={"max_steps": 80, "batch_size": 8, "learning_rate": 0.003, "optimizer": "adamw"},
+    )
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path / "merged")
     ids = torch.tensor(make_tokenizer(None)((letters * 2)[5:25])["input_ids"])
     guesses = model(ids[None]).logits[0].argmax(-1)
-    assert (guesses[2:-1] == ids[3:]).float().mean() > 0.99
+    assert (guesses[2:-2] == ids[3:-1]).float().mean() > 0.99
     assert (guesses[2:-2] == ids[4:]).float().mean() < 0.05
 
 
@@ -300,7 +341,7 @@ def test_packing_that_cannot_apply_is_an_error_and_row_by_row_works(tmp_path):
     """Case 21."""
     save_base(tmp_path / "base", "bloom", n_layer=2, n_head=4)
     write_rows(tmp_path / "train.jsonl", CHAT_ROWS)
-    with pytest.raises(UserError, match="set data.packing: false"):
+    with pytest.raises(UserError, match=r"set data.packing: false"):
         run(tmp_path)
     assert not (tmp_path / "run").exists()
     report, _ = run(tmp_path, data={"packing": False})
@@ -311,7 +352,10 @@ def test_adapter_folder_keeps_template_and_tokenizer(workspace):
     """Case 17."""
     from transformers import AutoTokenizer
 
-    template = "{% for m in messages %}[{{m.role}}]{{m.content}}<eos>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = (
+        "{% for m in messages %}[{{m.role}}]{{m.content}}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
     (workspace / "mine.jinja").write_text(template)
     _, path = run(workspace, model={"chat_template": "mine.jinja"})
     assert AutoTokenizer.from_pretrained(path / "adapter").chat_template == template
@@ -322,7 +366,9 @@ def test_probe_tells_nothing_forgotten_for_an_untouched_model(workspace):
     from ftune import probe
     from ftune.run.inputs import require
 
-    write_rows(workspace / "probe.jsonl", [{"suite": "s", **chat(f"q{i}", "a")} for i in range(5)] + [{"text": "some words"}])
+    write_rows(
+        workspace / "probe.jsonl", [{"suite": "s", **chat(f"q{i}", "a")} for i in range(5)] + [{"text": "some words"}]
+    )
     inputs = require(recipe.load(write_recipe(workspace, evaluation={"probe": "probe.jsonl"})))
     model = make_model(eos_token_id=2)
     answers = [probe.ask(model, inputs.tokenizer, inputs.probe, inputs.plan, "base") for _ in range(2)]

@@ -17,9 +17,7 @@ def pairs(n: int, lost: int, gained: int) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def draw_pairs(
-    generator: np.random.Generator, n: int, lost: float, gained: float
-) -> tuple[list[float], list[float]]:
+def draw_pairs(generator: np.random.Generator, n: int, lost: float, gained: float) -> tuple[list[float], list[float]]:
     kind = generator.choice(3, size=n, p=[lost, gained, 1 - lost - gained])
     return [float(k != 1) for k in kind], [float(k != 0) for k in kind]
 

@@ -40,7 +40,9 @@ def save_companions(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
     """What serving needs beside weights: the tokenizer, its chat template, and where generation stops."""
     tokenizer.save_pretrained(path)
     stops = chat.end_of_turn_ids(tokenizer)
-    generation = GenerationConfig.from_dict(model.generation_config.to_dict()) if model.generation_config else GenerationConfig()
+    generation = (
+        GenerationConfig.from_dict(model.generation_config.to_dict()) if model.generation_config else GenerationConfig()
+    )
     if stops:
         generation.eos_token_id = stops if len(stops) > 1 else stops[0]
     if tokenizer.pad_token_id is not None:
@@ -49,7 +51,12 @@ def save_companions(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 
 def save_adapter(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Any, base_name: str, card: dict[str, Any]
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Any,
+    base_name: str,
+    card: dict[str, Any],
 ) -> None:
     """Write the adapter folder whole: exactly the trainable tensors, by the names PEFT gives them."""
     config = METHODS[settings.name].adapter_config(model, settings, base_name)
@@ -68,10 +75,12 @@ def save_model(
     card: dict[str, Any],
     prove: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a plain transformers folder whole, after `prove` accepted its files; refuses weights that are not numbers."""
+    """Write a plain transformers folder whole, once `prove` accepted its files; refuses weights that are no numbers."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise RunError(f"non-finite values in {name}", str(path), "nothing was written; look at the training curves")
+            raise RunError(
+                f"non-finite values in {name}", str(path), "nothing was written; look at the training curves"
+            )
     with folder.atomic_folder(path) as temporary:
         model.save_pretrained(temporary)
         save_companions(temporary, model, tokenizer)
@@ -98,14 +107,18 @@ def read_card(path: Path) -> dict[str, Any]:
 def read_adapter_config(path: Path) -> dict[str, Any]:
     config = folder.read_json(path / ADAPTER_CONFIG)
     if not isinstance(config, dict) or "peft_type" not in config:
-        raise UserError("not an adapter configuration", str(path / ADAPTER_CONFIG), "name a folder that PEFT or ftune wrote")
+        raise UserError(
+            "not an adapter configuration", str(path / ADAPTER_CONFIG), "name a folder that PEFT or ftune wrote"
+        )
     return config
 
 
 def _method_of(config: dict[str, Any], path: Path) -> tuple[str, Method]:
     name = str(config["peft_type"]).lower()
     if name not in METHODS:
-        raise UserError(f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG))
+        raise UserError(
+            f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG)
+        )
     return name, METHODS[name]
 
 
@@ -125,7 +138,7 @@ def read_adapter_weights(path: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_adapter(model: PreTrainedModel, path: Path) -> Loaded:
-    """Put an adapter on its base, strictly: a missing, unexpected or misshapen tensor is an error that lists them all."""
+    """Put an adapter on its base, strictly: missing, unexpected and misshapen tensors are an error that lists them."""
     config = read_adapter_config(path)
     name, method = _method_of(config, path)
     method.attach(model, method.settings_of(config))
@@ -133,7 +146,9 @@ def load_adapter(model: PreTrainedModel, path: Path) -> Loaded:
     wrong = {
         "missing": sorted(parameters.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - parameters.keys()),
-        "of another shape": sorted(n for n in tensors.keys() & parameters.keys() if tensors[n].shape != parameters[n].shape),
+        "of another shape": sorted(
+            n for n in tensors.keys() & parameters.keys() if tensors[n].shape != parameters[n].shape
+        ),
     }
     if told := "; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names):
         raise UserError(

@@ -93,7 +93,12 @@ class Merge:
 
 
 def merge(
-    settings: ModelSection, adapter: Path, output: Path, strength: float, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    settings: ModelSection,
+    adapter: Path,
+    output: Path,
+    strength: float,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
 ) -> Merge:
     """Fold an adapter into its base, in the base's stored dtype, and write it only after its own files proved equal.
 

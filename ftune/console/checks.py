@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftune.console.streams import format_problem, results
-from ftune.console.tables import facts, mark, print_plan
+from ftune.console.tables import Fact, mark, print_facts, print_plan, print_titled
 from ftune.errors import Problem
 from ftune.quantities import NOT_MEASURED, format_count, format_difference
 
@@ -17,76 +17,70 @@ IGNORED = -100  # the label of a token that is not trained on
 
 def print_check(found: Mapping[str, Any]) -> None:
     """`ftune check`: every problem, or what the data and the plan are."""
-    console = results()
     problems = [Problem(**problem) for problem in found["problems"]]
     if problems:
-        console.print(Text(f"{len(problems)} problem{'s' * (len(problems) > 1)}", style="bold red"))
         grid = Table.grid(padding=(0, 2))
         grid.add_column(justify="right", style="red")
         grid.add_column(overflow="fold")
         for number, problem in enumerate(problems, 1):
-            grid.add_row(f"  {number}", format_problem(problem))
-        console.print(grid)
+            grid.add_row(str(number), format_problem(problem))
+        print_titled(f"{len(problems)} problem{'s' * (len(problems) > 1)}", grid)
     if found.get("data"):
         _print_data(found["data"])
     if found.get("plan"):
         print_plan(found["plan"])
     if not problems:
-        console.print(Text.assemble("\n", ("✓ ", "green"), "no problems found"))
+        results().print(mark(True) + Text(" no problems found"))
 
 
 def print_rows(found: Mapping[str, Any]) -> None:
     """`ftune inspect`: each row's tokens; what is trained on is coloured, and marked for a pipe."""
     console = results()
-    console.print(Text.assemble(("«trained on»", "green"), "  ", ("read only", "dim")), end="\n\n")
+    console.print(Text.assemble(("«trained on»", "green"), "  ", ("read only", "dim"), "\n"))
     for row in found["rows"]:
         trained = sum(label != IGNORED for label in row["labels"])
         heading = Text(str(row["row_id"]), style="bold")
         heading.append(
-            f"  {format_count(len(row['labels']))} tokens, {format_count(trained)} trained on", style="dim"
+            f"  {format_count(len(row['labels']))} tokens, {format_count(trained)} trained on",
+            style="dim not bold",
         )
-        console.print(heading, _tokens(row), sep="\n", end="\n\n", soft_wrap=False)
+        console.print(heading)
+        console.print(_tokens(row))
+        console.print()
     _print_data(found["data"])
 
 
 def print_merge(merged: Mapping[str, Any]) -> None:
+    """`ftune merge`: where the model lies, and the proof."""
     difference, limit = (format_difference(merged[key]) for key in ("merged_max_diff", "tolerance"))
-    rows: list[tuple[str, str | Text]] = [
+    rows: list[Fact] = [
+        ("folder", Text(str(merged["output"]), style="cyan")),
         ("keys loaded", str(merged["keys_loaded"])),
-        ("same as adapter", f"logits differ by at most {difference} (limit {limit})"),
+        ("same as adapter", mark(True) + Text(f" logits differ by at most {difference} (limit {limit})")),
     ]
-    console = results()
-    console.print(Text.assemble(("✓ ", "green"), "merged: ", (str(merged["output"]), "cyan")), soft_wrap=True)
-    console.print(facts(rows))
+    print_facts("Merged", rows)
 
 
 def print_checks(found: Mapping[str, Any]) -> None:
     """`ftune verify`: each check, whether it held, what it saw."""
-    console = results()
-    console.print(Text(str(found["target"]), style="bold"), soft_wrap=True)
-    told = [
-        (check["name"].replace("_", " "), mark(check["passed"]) + f" {check['told']}")
-        for check in found["checks"]
-    ]
-    console.print(facts(told))
-    failed = sum(not check["passed"] for check in found["checks"])
-    words = ("every check held", "green") if found["passed"] else (f"{failed} failed", "bold red")
-    console.print(Text.assemble("\n", words))
+    checks = found["checks"]
+    rows = [(check["name"].replace("_", " "), mark(check["passed"]) + Text(f" {check['told']}")) for check in checks]
+    print_facts(str(found["target"]), rows)
+    failed = sum(not check["passed"] for check in checks)
+    results().print(Text("every check held", "green") if found["passed"] else Text(f"{failed} failed", "bold red"))
 
 
 def _print_data(data: Mapping[str, Any]) -> None:
     dropped = {reason: count for reason, count in (data.get("dropped") or {}).items() if count}
-    reasons = ", ".join(
-        f"{reason.replace('_', ' ')} {format_count(count)}" for reason, count in dropped.items()
-    )
+    reasons = ", ".join(f"{reason.replace('_', ' ')} {format_count(count)}" for reason, count in dropped.items())
     rows = f"{format_count(data['rows_in'])} in = {format_count(data['rows_used'])} used"
     rows += f" + {format_count(sum(dropped.values()))} dropped" + (f" ({reasons})" if reasons else "")
-    lines: list[tuple[str, str | Text]] = [("rows", rows)]
+    lines: list[Fact] = [("rows", rows)]
     for key, value in data.items():
         if key not in ("rows_in", "rows_used", "dropped"):
             told = format_count(value) if isinstance(value, int | None) else str(value)
             lines.append((key.replace("_", " "), Text(told, style="dim" if told == NOT_MEASURED else "")))
-    results().print(Text("Data", style="bold"), facts(lines), sep="\n", end="\n\n")
+    print_facts("Data", lines)
 
 
 def _tokens(row: Mapping[str, Any]) -> Text:

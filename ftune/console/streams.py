@@ -1,5 +1,6 @@
 """The two streams: results on stdout, everything else on stderr; errors, notes and JSON go through here."""
 
+import codecs
 import json
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ftune.errors import ExitCode, FtuneError, Problem
+
+SPELLINGS = {"✓": "+", "✗": "x", "→": "->", "·": "|", "«": "<", "»": ">", "…": "...", "⏎": ""}
 
 
 @cache
@@ -22,6 +25,7 @@ def results() -> Console:
 @cache
 def messages() -> Console:
     """Progress, notes, warnings and errors (stderr); one object, so that they print above a live bar."""
+    _never_fail_on_a_symbol(sys.stderr)
     return Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -85,8 +89,16 @@ def _print_message(label: str, colour: str, text: Text) -> None:
         console.print((head if index == 0 else Text(" " * margin)) + line, soft_wrap=True)
 
 
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be encoded, in ASCII; registered as an error handler of codecs."""
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    return "".join(SPELLINGS.get(character, "?") for character in unknown), error.end
+
+
 def _never_fail_on_a_symbol(stream: TextIO) -> None:
-    """Under an ASCII locale a check mark becomes a question mark instead of a traceback."""
+    """Under an ASCII locale a check mark becomes a letter instead of a traceback."""
+    codecs.register_error("ftune.spell", _spell)
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="replace")
+        reconfigure(errors="ftune.spell")

@@ -1,10 +1,12 @@
 """Plans and methods as tables on stdout; the dictionaries have the shapes of DESIGN.md, section 4."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
+from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,32 +14,35 @@ from ftune.console.streams import results
 from ftune.quantities import format_bytes, format_count
 
 PEAKS = ("training_peak", "evaluation_peak", "merge_peak")
+WIDE = 72  # columns
+Fact = tuple[str, str | Text]
 
 
-def print_table(title: str, table: Table) -> None:
-    console = results()
-    console.print(Text(title, style="bold"))
-    console.print(Padding(table, (0, 0, 1, 1)))
+def print_titled(title: str, content: RenderableType) -> None:
+    """A heading, the content a little to the right, a blank line."""
+    results().print(Text(title, style="bold"))
+    results().print(Padding(content, (0, 0, 1, 2), expand=False))
 
 
-def print_facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> None:
-    """Names in a dim column, what they are beside them; nothing at all without rows."""
+def print_facts(title: str, rows: Iterable[Fact]) -> None:
+    """Names in a dim column, what they are beside them."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value)
-    if grid.rows:
-        print_table(title, grid)
+    print_titled(title, grid)
 
 
 def new_table(*columns: str, num_left: int = 1) -> Table:
-    """A light table: the first `num_left` columns hold words, which may wrap, the others numbers."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1))
+    """A light table: the first `num_left` columns hold words, which may wrap, the others numbers,
+    which wrap only where a narrow terminal would cut their digits."""
+    is_wide = results().width >= WIDE
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         is_words = index < num_left
         justify: Literal["left", "right"] = "left" if is_words else "right"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=not is_words)
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=is_wide and not is_words)
     return table
 
 
@@ -53,9 +58,7 @@ def print_plans(plans: Sequence[Mapping[str, Any]]) -> None:
     if len(plans) == 1:
         print_plan(plans[0])
         return
-    table = new_table(
-        "Plans", "method", "trainable", "percent", "training peak", "evaluation peak", "smallest card"
-    )
+    table = new_table("method", "trainable", "percent", "training peak", "evaluation", "smallest card")
     for plan in plans:
         parameters, memory = plan["parameters"], plan["memory_bytes"]
         table.add_row(
@@ -64,39 +67,39 @@ def print_plans(plans: Sequence[Mapping[str, Any]]) -> None:
             f"{parameters['percent']:.3g} %",
             format_bytes(memory["training_peak"]),
             format_bytes(memory["evaluation_peak"]),
-            next((card for card, fits in plan["fits"].items() if fits), "none"),
+            next((card.partition(" (")[0] for card, fits in plan["fits"].items() if fits), "none"),
         )
-    results().print(table)
+    print_titled("Plans", table)
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """What training will need; beside it what it needed, where plan.json says so."""
-    console = results()
     parameters = plan["parameters"]
-    rows = [
+    rows: list[Fact] = [
         ("method", str(plan.get("method", "-"))),
         ("parameters", format_count(parameters["total"])),
         ("trainable", f"{format_count(parameters['trainable'])} ({parameters['percent']:.3g} %)"),
         ("steps", _steps(plan.get("steps"))),
     ]
-    console.print(Text("Plan", style="bold"), facts(rows), sep="\n", end="\n\n")
-    console.print(_memory_table(plan["memory_bytes"], (plan.get("measured") or {}).get("memory_bytes")))
-    console.print(Text("Fits, by its training peak", style="bold"))
-    cards = [Text("  ") + mark(fits) + Text(f" {card}") for card, fits in plan["fits"].items()]
-    console.print(Columns(cards, padding=(0, 2)))
+    print_facts("Plan", rows)
+    measured = (plan.get("measured") or {}).get("memory_bytes")
+    print_titled("Memory", _memory_table(plan["memory_bytes"], measured))
+    cards = [mark(fits) + Text(f" {card}") for card, fits in plan["fits"].items()]
+    print_titled("Fits, by its training peak", Columns(cards, padding=(0, 2)))
 
 
 def print_methods(methods: Sequence[Mapping[str, Any]]) -> None:
-    """One row a method: its name, what it trains, its papers, and whether this version has it."""
-    table = new_table("Methods", "name", "what it trains", "papers", "here", num_left=4)
+    """One row a method: its name, what it does, its papers, and whether this version has it."""
+    table = new_table("name", "what it does", "papers", "here", num_left=4)
     for method in methods:
         is_here = bool(method["available"])
-        name = Text(str(method["name"]), style="bold" if is_here else "dim")
-        papers = ", ".join(map(str, method["papers"]))
         table.add_row(
-            name, str(method["description"]), papers, mark(True) if is_here else Text("later", style="dim")
+            Text(str(method["name"]), style="bold" if is_here else "dim"),
+            str(method["description"]),
+            ", ".join(map(str, method["papers"])),
+            mark(True) if is_here else Text("later", style="dim"),
         )
-    results().print(table)
+    print_titled("Methods", table)
 
 
 def _steps(steps: Mapping[str, Any] | None) -> str:
@@ -107,7 +110,7 @@ def _steps(steps: Mapping[str, Any] | None) -> str:
 
 
 def _memory_table(predicted: Mapping[str, int], measured: Mapping[str, int | None] | None) -> Table:
-    table = new_table("Memory", "", "predicted", *(["measured"] if measured else []))
+    table = new_table("", "predicted", *(["measured"] if measured else []))
     names = [name for name in predicted if name not in PEAKS]
     for name in [*names, *PEAKS]:
         cells = [format_bytes(predicted[name])]

@@ -53,7 +53,9 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         inside = any(module is part for part in decoder.modules())
         if isinstance(module, nn.ModuleList) and len(module) == count and inside:
             return path, module
-    raise UserError(f"the layers of {type(model).__name__} cannot be found", "model.base", "this architecture is not supported")
+    raise UserError(
+        f"the layers of {type(model).__name__} cannot be found", "model.base", "this architecture is not supported"
+    )
 
 
 def layer_indices(layers: str | Sequence[int], count: int) -> set[int]:
@@ -63,7 +65,9 @@ def layer_indices(layers: str | Sequence[int], count: int) -> set[int]:
     if layers == "last-half":
         return set(range(count // 2, count))
     if outside := [i for i in layers if not 0 <= int(i) < count]:
-        raise UserError(f"layer {outside[0]} does not exist, the model has {count}", "method.layers", f"use 0 to {count - 1}")
+        raise UserError(
+            f"layer {outside[0]} does not exist, the model has {count}", "method.layers", f"use 0 to {count - 1}"
+        )
     return {int(i) for i in layers}
 
 
@@ -84,7 +88,9 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
     return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)), default)
 
 
-def find_targets(model: PreTrainedModel, target_modules: str | Sequence[str], layers: str | Sequence[int]) -> dict[str, nn.Module]:
+def find_targets(
+    model: PreTrainedModel, target_modules: str | Sequence[str], layers: str | Sequence[int]
+) -> dict[str, nn.Module]:
     """The linear modules to adapt, by path.
 
     `all-linear`, `attention` and `mlp` mean those of the transformer layers only: never the output head, never another
@@ -103,7 +109,9 @@ def find_targets(model: PreTrainedModel, target_modules: str | Sequence[str], la
         _refuse_tied_head(model, found)
     chosen = {path: module for path, module in found.items() if layer_of(path, layers_path) in wanted | {None}}
     if not chosen:
-        raise UserError(f"no module of {type(model).__name__} is to be adapted", "method.target_modules", _available(inside))
+        raise UserError(
+            f"no module of {type(model).__name__} is to be adapted", "method.target_modules", _available(inside)
+        )
     return chosen
 
 
@@ -113,7 +121,8 @@ def _is_kind(path: str, layers_path: str, kind: str) -> bool:
 
 
 def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
-    problems, found = [], {}
+    problems: list[Problem] = []
+    found: dict[str, nn.Module] = {}
     for pattern in patterns:
         try:
             hits = {path: module for path, module in linear.items() if matches(pattern, path)}
@@ -121,7 +130,9 @@ def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str]) -> dict[st
             problems.append(Problem(f"{pattern!r} is not a regular expression: {error}", "method.target_modules"))
             continue
         if not hits:
-            problems.append(Problem(f"{pattern!r} matches no linear module", "method.target_modules", _available(linear)))
+            problems.append(
+                Problem(f"{pattern!r} matches no linear module", "method.target_modules", _available(linear))
+            )
         found |= hits
     if problems:
         raise UserError.collect(problems)
@@ -147,8 +158,6 @@ def _refuse_tied_head(model: PreTrainedModel, found: dict[str, nn.Module]) -> No
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     if tied and (path := next((path for path, module in found.items() if module is head), None)):
         raise UserError(f"{path} shares its weight with the embeddings", "method.target_modules", "leave it out")
-
-
 
 
 def modules_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the chosen layers is trained; with `layers: all` also embeddings, norms and head."""
+"""Full fine-tuning: every weight of the chosen layers; with `layers: all` also embeddings, norms and head."""
 
 from typing import Any, NoReturn
 

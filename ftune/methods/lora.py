@@ -2,7 +2,7 @@
 
     h = W x + s B A dropout(x)      A: (r, in)   B: (out, r), starts at 0   s = alpha / r, or alpha / sqrt(r)
 
-Only A and B are trained. The parameters are named as PEFT's files name them: `<path>.lora_A.weight`, `<path>.lora_B.weight`.
+Only A and B are trained. Parameters are named as PEFT's files name them: `<path>.lora_A.weight` and `.lora_B.weight`.
 """
 
 import math
@@ -22,12 +22,14 @@ trains_base = False
 class LoraLinear(nn.Module):
     """A frozen linear layer (torch's or GPT-2's transposed one) with a low-rank update beside it."""
 
-    def __init__(self, base_layer: nn.Module, rank: int, alpha: float, dropout: float, rank_stabilized: bool) -> None:
+    lora_A: nn.Linear
+    lora_B: nn.Linear
+
+    def __init__(self, base_layer: Any, rank: int, alpha: float, dropout: float, rank_stabilized: bool) -> None:
         super().__init__()
         self.is_transposed = not isinstance(base_layer, nn.Linear)
-        shape = base_layer.weight.shape if self.is_transposed else base_layer.weight.shape[::-1]
-        num_in, num_out = int(shape[0]), int(shape[1])
-        self.base_layer = base_layer
+        num_in, num_out = base_layer.weight.shape if self.is_transposed else base_layer.weight.shape[::-1]
+        self.base_layer: nn.Module = base_layer
         self.rank, self.alpha = rank, alpha
         self.scale = alpha / (math.sqrt(rank) if rank_stabilized else rank)
         self.dropout = nn.Dropout(dropout)
@@ -40,17 +42,17 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) -> (..., out), in the base's dtype; the update is computed in the adapter's."""
         h: torch.Tensor = self.base_layer(x)
-        update = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
+        update: torch.Tensor = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
         return h + (self.scale * update).to(h.dtype)
 
     def delta(self) -> torch.Tensor:
         """The weight update s B A, float32, laid out as the base's weight."""
-        delta = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+        delta: torch.Tensor = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
         return delta.T if self.is_transposed else delta
 
     def merged(self) -> nn.Module:
         """The base layer with the update added: computed in float32, rounded once to the base's dtype."""
-        weight = self.base_layer.weight
+        weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
         weight.data = (weight.data.float() + self.delta()).to(weight.dtype)
         return self.base_layer
 
@@ -124,7 +126,9 @@ def settings_of(config: dict[str, Any]) -> LoraSettings:
     if config.get("bias", "none") != "none":
         refused.append(f"bias: {config['bias']}")
     if refused:
-        raise UserError(f"this adapter uses {', '.join(refused)}, which this version cannot load", "adapter_config.json")
+        raise UserError(
+            f"this adapter uses {', '.join(refused)}, which this version cannot load", "adapter_config.json"
+        )
     targets = config.get("target_modules")
     if not targets:
         raise UserError("adapter_config.json names no target_modules", "target_modules", "was it written by PEFT?")
@@ -132,7 +136,11 @@ def settings_of(config: dict[str, Any]) -> LoraSettings:
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
         dropout=config.get("lora_dropout", 0.0),
-        target_modules=[targets] if isinstance(targets, str) and targets != "all-linear" else targets,
+        target_modules="all-linear"
+        if targets == "all-linear"
+        else (targets,)
+        if isinstance(targets, str)
+        else tuple(targets),
         rank_stabilized=config.get("use_rslora", False),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern=config.get("alpha_pattern") or {},

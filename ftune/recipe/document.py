@@ -117,7 +117,7 @@ def read(path: Path) -> Document:
     """The document of a recipe file; raises UserError when there is none to speak of."""
     source = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise UserError("no such recipe", source, "`ftune init` writes one") from error
     except OSError as error:
@@ -176,12 +176,13 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        several = "expected a single document" in (error.context or "")
-        what = "a recipe is one YAML document" if several else f"not valid YAML: {error.problem}"
-        if error.problem == NO_SHARING:
+        context = error.context or ""
+        if error.problem == NO_SHARING or "alias" in context:
             raise UserError(NO_SHARING, where, "write it out; quote a text that begins with *") from error
-        raise UserError(what, where, error.context or "" if not several else "remove the --- line") from error
-    except yaml.YAMLError as error:
+        if "expected a single document" in context:
+            raise UserError("a recipe is one YAML document", where, "remove the --- line") from error
+        raise UserError(f"not valid YAML: {context}{context and ', '}{error.problem}", where) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: escapes such as "\UFFFFFFFF"
         raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", source) from error
     except RecursionError as error:
         raise UserError("nested too deeply", source) from error
@@ -199,8 +200,8 @@ def _value(node: yaml.Node, path: KeyPath, document: Document, place: Place) -> 
         return items
     if isinstance(node, yaml.ScalarNode):
         text: str = node.value
-        if node.tag == TAG + "str":
-            return text
+        if node.tag == TAG + "str" and (whole := _without_surrogates(text)) is not None:
+            return whole
         if node.tag == TAG + "null" and NULL.fullmatch(text):
             return None
         if node.tag == TAG + "bool" and BOOLEAN.fullmatch(text):
@@ -209,21 +210,32 @@ def _value(node: yaml.Node, path: KeyPath, document: Document, place: Place) -> 
             return int(text)
         if node.tag == TAG + "float" and FLOAT.fullmatch(text):
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    tag = node.tag.replace(TAG, "!!")
     document.unread.add(path)
-    document.tell(path, f"the YAML tag {tag} is refused", "a recipe is plain data; write the value itself")
+    if node.tag == TAG + "str":
+        document.tell(path, f"`{dotted(path)}` has half a surrogate pair, which is no text")
+    else:
+        tag = node.tag.replace(TAG, "!!")
+        document.tell(path, f"the YAML tag {tag} is refused", "a recipe is plain data; write the value itself")
     return None
+
+
+def _without_surrogates(text: str) -> str | None:
+    """Text as JSON's escapes mean it: two halves of a surrogate pair are one character; None if one stands alone."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return None
 
 
 def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document, place: Place) -> dict[str | int, Any]:
     values: dict[str | int, Any] = {}
     for key_node, value_node in node.value:
         here = _place_of(key_node, place)
-        if not isinstance(key_node, yaml.ScalarNode) or not key_node.tag.startswith(TAG):
+        is_text = isinstance(key_node, yaml.ScalarNode) and key_node.tag.startswith(TAG)
+        key = _without_surrogates(key_node.value) if is_text else None
+        if key is None:
             document.tell(path, "a key must be plain text", "", here)
-            continue
-        key: str = key_node.value
-        if key == "<<":
+        elif key == "<<":
             document.tell(path, NO_SHARING, "write the values out", here)
         elif key in values:
             first = document.places[*path, key].line

@@ -54,9 +54,7 @@ _Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out; with absolute paths, so that it may lie anywhere."""
-    return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6
-    )
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def differences(before: Recipe, after: Recipe) -> list[str]:

@@ -101,8 +101,9 @@ def _sentence(path: KeyPath, several: list[Any], document: Document) -> tuple[st
             return details["msg"], ""
     if details["type"] in ("model_type", "model_attributes_type") and details["input"] is None:
         return f"`{key}` is empty", "write keys below it, or remove it"
-    sentences = [(EXPECTED.get(one["type"], one["msg"]), one.get("ctx", {})) for one in several]
-    expected = dict.fromkeys(sentence.format(**bounds) for sentence, bounds in sentences)
+    expected = dict.fromkeys(
+        EXPECTED[one["type"]].format(**one.get("ctx", {})) if one["type"] in EXPECTED else one["msg"] for one in several
+    )
     words = [word for one in several if one["type"] == "literal_error" for word in _words(one)]
     value = document.value(path) if path in document.places else details["input"]
     return f"`{key}: {in_yaml(value)}` must be {' or '.join(expected)}", _closest(str(value), words)
@@ -172,9 +173,7 @@ def every_key() -> dict[str, Any]:
     """Every key of the recipe by its dotted name, of all available methods and objectives, with its field."""
     keys: dict[str, Any] = {}
     for section, field in Recipe.model_fields.items():
-        models = (
-            list(available(TABLES[section]).values()) if section in TABLES else _models_in(field.annotation)
-        )
+        models = list(available(TABLES[section]).values()) if section in TABLES else _models_in(field.annotation)
         for model in models:
             keys |= {f"{section}.{name}": field for name, field in model.model_fields.items()}
     return keys

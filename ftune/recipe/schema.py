@@ -50,9 +50,7 @@ class ModelSection(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="how the base is held in memory"
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
-        "none", description="a smaller base that stays frozen"
-    )
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field("none", description="a smaller base that stays frozen")
     double_quantization: bool = Field(True, description="quantize the quantization constants too")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="attention implementation"
@@ -80,24 +78,16 @@ class DataSection(Settings):
     )
     validation: FilePath | None = Field(None, description="file whose loss is measured during training")
     test: FilePath | None = Field(None, description="held-out file that the task metric is measured on")
-    format: Literal[
-        "auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "labelled", "preference"
-    ] = Field("auto", description="the shape of a row; auto goes by the columns")
-    columns: dict[str, str] = Field(
-        {}, description="rename columns, e.g. {prompt: question, completion: answer}"
+    format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "labelled", "preference"] = (
+        Field("auto", description="the shape of a row; auto goes by the columns")
     )
+    columns: dict[str, str] = Field({}, description="rename columns, e.g. {prompt: question, completion: answer}")
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens per example")
-    too_long: Literal["error", "drop", "truncate"] = Field(
-        "error", description="what happens to longer examples"
-    )
+    too_long: Literal["error", "drop", "truncate"] = Field("error", description="what happens to longer examples")
     packing: bool = Field(True, description="several examples in one sequence, isolated from each other")
     deduplicate: Literal["off", "exact", "near"] = Field("off", description="remove repeated training rows")
-    decontaminate: bool = Field(
-        False, description="remove training rows that are in validation, test or probe"
-    )
-    on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="stop at unusable rows, or skip and count them"
-    )
+    decontaminate: bool = Field(False, description="remove training rows that are in validation, test or probe")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="stop at unusable rows, or skip and count them")
 
     @property
     def train_paths(self) -> tuple[Path, ...]:
@@ -109,13 +99,9 @@ class DataSection(Settings):
 
 
 class TrainingSection(Settings):
-    learning_rate: Positive = Field(
-        description="the highest learning rate; the default depends on the method"
-    )
+    learning_rate: Positive = Field(description="the highest learning rate; the default depends on the method")
     epochs: Positive | None = Field(None, description="passes over the data; 3 unless max_steps is given")
-    max_steps: Count | None = Field(
-        None, validate_default=True, description="optimizer steps, instead of epochs"
-    )
+    max_steps: Count | None = Field(None, validate_default=True, description="optimizer steps, instead of epochs")
     batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
     micro_batch_tokens: Literal["auto"] | Count = Field(
         "auto", description="what fits at once; never changes the result"
@@ -123,27 +109,17 @@ class TrainingSection(Settings):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
         "adamw", description="the optimizer"
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="the learning rate after warm-up"
-    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate after warm-up")
     warmup: Number = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
     weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay of matrices")
     max_grad_norm: Positive = Field(1.0, description="longer gradients are scaled down to this norm")
-    gradient_checkpointing: Literal["auto"] | bool = Field(
-        "auto", description="recompute activations to save memory"
-    )
-    parallel: Literal["auto", "ddp", "fsdp"] = Field(
-        "auto", description="how several processes share the work"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        0, description="order of rows, dropout, start of the adapter"
-    )
+    gradient_checkpointing: Literal["auto"] | bool = Field("auto", description="recompute activations to save memory")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several processes share the work")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="order of rows, dropout, start of the adapter")
     evaluate_every: Count | None = Field(None, description="steps; null = at the end of each epoch")
     checkpoint_every: Count | None = Field(None, description="steps; null = at the end of each epoch")
     keep_checkpoints: Count = Field(2, description="older checkpoints are deleted")
-    select: Literal["last", "best"] = Field(
-        "last", description="last step, or best score within gates.max_forgetting"
-    )
+    select: Literal["last", "best"] = Field("last", description="last step, or best score within gates.max_forgetting")
 
     @model_validator(mode="before")
     @classmethod
@@ -161,9 +137,7 @@ class TrainingSection(Settings):
 
 
 class HarnessProbe(Settings):
-    harness: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
-        description="tasks of lm-eval"
-    )
+    harness: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(description="tasks of lm-eval")
 
 
 class EvaluationSection(Settings):
@@ -171,9 +145,7 @@ class EvaluationSection(Settings):
         Literal["exact_match", "contains", "json_match", "rouge_l", "accuracy", "f1", "loss"]
         | Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")]
     ) = Field("exact_match", description="how an answer is scored, or file.py:function")
-    few_shot: Annotated[int, Field(ge=0)] = Field(
-        4, description="examples in the base model's prompt; 0 = off"
-    )
+    few_shot: Annotated[int, Field(ge=0)] = Field(4, description="examples in the base model's prompt; 0 = off")
     max_new_tokens: Count = Field(128, description="the longest answer that is generated")
     review: Annotated[int, Field(ge=0)] = Field(0, description="outputs on the review sheet")
     probe: Literal["off", "general"] | HarnessProbe | FilePath = Field(
@@ -209,9 +181,7 @@ class OutputSection(Settings):
         validate_default=True,
         description="the run folder; {recipe} is the recipe file's name",
     )
-    save: Literal["adapter", "merged", "both"] = Field(
-        "adapter", description="what is kept of the tuned model"
-    )
+    save: Literal["adapter", "merged", "both"] = Field("adapter", description="what is kept of the tuned model")
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
         (), description="where metrics are sent besides metrics.jsonl"
     )

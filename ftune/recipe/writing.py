@@ -71,9 +71,7 @@ def _sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
         if key == "method":
             yield from ((f"method: {name}", key, model) for name, model in available(METHOD_NAMES).items())
         elif key == "objective":
-            yield from (
-                (f"objective: {name}", key, model) for name, model in available(OBJECTIVE_NAMES).items()
-            )
+            yield from ((f"objective: {name}", key, model) for name, model in available(OBJECTIVE_NAMES).items())
         else:
             assert isinstance(field.annotation, type)
             yield key, key, field.annotation
@@ -141,19 +139,11 @@ def _kinds(facts: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
     elif facts["type"] == "null":
         yield "`null`"
     elif facts["type"] == "string":
-        yield (
-            "path"
-            if facts.get("format") == "path"
-            else "`file.py:function`"
-            if "pattern" in facts
-            else "text"
-        )
+        yield ("path" if facts.get("format") == "path" else "`file.py:function`" if "pattern" in facts else "text")
     else:
         bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
         limits = [f"{sign} {facts[bound]}" for bound, sign in bounds.items() if bound in facts]
-        yield " ".join(
-            ["whole number" if facts["type"] == "integer" else "number", " and ".join(limits)]
-        ).strip()
+        yield " ".join(["whole number" if facts["type"] == "integer" else "number", " and ".join(limits)]).strip()
 
 
 def starter(method: str, task: str) -> str:
@@ -174,9 +164,7 @@ def starter(method: str, task: str) -> str:
     for _, section, model in _sections():
         if section in ("objective", "data.train[]") or (section == "method" and model is not settings):
             continue
-        lines.append(
-            f"{section}:" if any(key.startswith(f"{section}.") for key in shown) else f"# {section}:"
-        )
+        lines.append(f"{section}:" if any(key.startswith(f"{section}.") for key in shown) else f"# {section}:")
         lines += _starter_lines(section, model, shown)
     return "\n".join(lines) + "\n"
 
@@ -188,9 +176,7 @@ def _starter_lines(section: str, model: type[BaseModel], shown: Mapping[str, Any
         rule = AVAILABLE.get(name)
         if isinstance(rule, Only) and len(rule.values) == 1:
             continue
-        value = (
-            shown[name] if name in shown else EXAMPLES.get(name, field.get_default(call_default_factory=True))
-        )
+        value = shown[name] if name in shown else EXAMPLES.get(name, field.get_default(call_default_factory=True))
         text = in_yaml(list(value) if isinstance(value, tuple) else value)
         line = f"{'  ' if name in shown else '  # '}{key}: {text}"
         yield f"{line:<32} # {field.description}"

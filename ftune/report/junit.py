@@ -55,9 +55,7 @@ def _artefact_case(suite: ElementTree.Element, name: str, artefact: Mapping[str,
             "keys_loaded": f"only {value} tensors were loaded",
         }
         limit = format_difference(artefact.get("tolerance"))
-        default = (
-            f"logits differ by {value if isinstance(value, str) else format_difference(value)}, limit {limit}"
-        )
+        default = f"logits differ by {value if isinstance(value, str) else format_difference(value)}, limit {limit}"
         _say(case, "failure", messages.get(name, default))
 
 

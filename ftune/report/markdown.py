@@ -21,7 +21,7 @@ from ftune.report.verdict import because, verdict
 
 MARKS = {True: "✅", False: "❌", None: "➖"}
 WORDS: dict[Any, str] = {True: "yes", False: "no", None: NOT_MEASURED}
-SPECIAL = re.compile(r"([\\`*_|#]|\[(?![−\d., ]+\]))")  # an interval's bracket is none
+SPECIAL = re.compile(r"([\\`*_|#]|\[(?![-\d., ]+\]))")  # an interval's bracket is none
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -64,9 +64,7 @@ def _task(task: Mapping[str, Any]) -> str:
     ]
     gain = format_score(task.get("gain"), signed=True)
     rows.append(["gain over the better baseline", gain, format_interval(task.get("ci95"))])
-    table = _table(
-        [f"{task.get('metric')}, n = {format_count(task.get('n'))}", "score", "95 % interval"], rows
-    )
+    table = _table([f"{task.get('metric')}, n = {format_count(task.get('n'))}", "score", "95 % interval"], rows)
     reason = task.get("reason")
     return f"{table}\n\nNot everything was measured: {_text(reason)}." if reason else table
 

@@ -36,9 +36,7 @@ class Sample:
 def kind_of(row: Mapping[str, Any]) -> str:
     scores = row["scores"]
     tuned = float(scores["tuned"])
-    best = max(
-        (float(scores[key]) for key in ("zero_shot", "few_shot") if scores.get(key) is not None), default=0.0
-    )
+    best = max((float(scores[key]) for key in ("zero_shot", "few_shot") if scores.get(key) is not None), default=0.0)
     if tuned < best:
         return "regression"
     if tuned > best:
@@ -79,6 +77,4 @@ def _sample(row: Mapping[str, Any], kind: str) -> Sample:
 
 def _cut(text: object) -> str:
     words = str(text)
-    return (
-        words if len(words) <= LONGEST else words[:LONGEST] + f" … ({len(words) - LONGEST:,} more characters)"
-    )
+    return words if len(words) <= LONGEST else words[:LONGEST] + f" … ({len(words) - LONGEST:,} more characters)"

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftune import evaluate, folder, report
 from ftune import model as models
 from ftune.artifacts import files, proof
-from ftune.data import Example
 from ftune.chat import Tokens
+from ftune.data import Example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
 from ftune.run import evidence, training
@@ -23,7 +23,9 @@ from ftune.run.targets import Target
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
     """The tuned model from its files, how many of its tensors were loaded, and its method."""
-    dtype = models.resolve_dtype(target.model.dtype, device, target.adapter is None, models.stored_dtype(models.load_config(target.model)))
+    dtype = models.resolve_dtype(
+        target.model.dtype, device, target.adapter is None, models.stored_dtype(models.load_config(target.model))
+    )
     if target.adapter is None:
         settings = target.model.model_copy(update={"base": target.tuned, "revision": None})
         tuned = models.load_base(settings, dtype, device)
@@ -54,7 +56,9 @@ def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
     """The tokenizer saved with what was trained, as servers will use it; the base's where there is none."""
     for path in (target.adapter, target.tuned):
         if path is not None and (path / "tokenizer_config.json").is_file():
-            return models.load_tokenizer(target.model.model_copy(update={"base": path, "revision": None, "chat_template": None}))
+            return models.load_tokenizer(
+                target.model.model_copy(update={"base": path, "revision": None, "chat_template": None})
+            )
     return models.load_tokenizer(target.model)
 
 
@@ -62,7 +66,9 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     """Measure a target again; a run's report is rewritten."""
     if target.recipe is None:
         raise UserError(
-            "no recipe says what to measure this on", str(target.path), "name one with --recipe (data and evaluation are read)"
+            "no recipe says what to measure this on",
+            str(target.path),
+            "name one with --recipe (data and evaluation are read)",
         )
     settings = target.recipe.model_copy(update={"model": target.model})
     inputs = replace(require(settings), tokenizer=tokenizer_of(target))
@@ -115,7 +121,11 @@ def verify_target(target: Target) -> dict[str, Any]:
 
     if target.run is not None:
         changed = _changed_files(target.run)
-        add("checksums", not changed, "checksum mismatch: " + ", ".join(changed) if changed else "every file as it was written")
+        add(
+            "checksums",
+            not changed,
+            "checksum mismatch: " + ", ".join(changed) if changed else "every file as it was written",
+        )
     try:
         device = Accelerator().device
         tuned, keys_loaded, method = load_tuned(target, device)
@@ -142,15 +152,23 @@ def _prove_logits(
         return
     base = load_base(target, device)
     proved = proof.prove_tuned(tuned, proof.reference(base), None, keys_loaded, method)
-    add("adapter_live", proved.adapter_live, "differs from the base" if proved.adapter_live else "adapter has no effect")
+    add(
+        "adapter_live", proved.adapter_live, "differs from the base" if proved.adapter_live else "adapter has no effect"
+    )
     assert proved.merged_max_diff is not None
     told = f"merged and adapter logits differ by {proved.merged_max_diff:.2g} (limit {proved.tolerance:.2g})"
     add("merge", proved.merged_max_diff <= proved.tolerance, told)
     if target.run is not None and target.adapter is not None and target.run.merged.is_dir():
-        merged = models.load_base(target.model.model_copy(update={"base": target.run.merged, "revision": None}), torch.float32, device)
+        merged = models.load_base(
+            target.model.model_copy(update={"base": target.run.merged, "revision": None}), torch.float32, device
+        )
         difference = models.max_difference(proof.reference(merged), ours)
         limit = models.tolerance(models.stored_dtype(merged.config), ours)
-        add("merged_folder", difference <= limit, f"merged/ and adapter logits differ by {difference:.2g} (limit {limit:.2g})")
+        add(
+            "merged_folder",
+            difference <= limit,
+            f"merged/ and adapter logits differ by {difference:.2g} (limit {limit:.2g})",
+        )
 
 
 def generate_from(target: Target, prompt: str, max_new_tokens: int) -> str:
@@ -169,5 +187,3 @@ def rebuild_report(path: Path) -> Path:
         raise UserError("no report.json in this folder", str(path), "name the folder of a finished run")
     report.render(path)
     return path / "report.html"
-
-

@@ -1,4 +1,4 @@
-"""The evidence: what the base could do, what the tuned model can, what was forgotten. Base and tuned are loaded from files."""
+"""The evidence: what the base could do, what the tuned model can, what was forgotten."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftune import evaluate, probe
 from ftune.data import Example
 from ftune.evaluate import Scored
+from ftune.objectives import sft
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
 from ftune.statistics import mean_interval, paired_difference
 from ftune.train import Plan, mean_loss
-from ftune.objectives import sft
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Evidence:
 def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrainedModel) -> Evidence:
     """Measure both models on the same items with the same prompts, decoding and scorer."""
     tokenizer, settings = inputs.tokenizer, recipe.evaluation
-    task, samples = None, []
+    task: dict[str, Any] | None = None
+    samples: list[dict[str, Any]] = []
     if inputs.test is not None:
         if settings.metric == "loss":
             task = _loss_task(base, tuned, inputs.test.examples, inputs.plan)
@@ -49,7 +50,9 @@ def _forgetting(
     return probe.compare(before, after, probe.kl_to_base(base, tuned, items.everything, plan))
 
 
-def _loss_task(base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: Plan) -> dict[str, Any]:
+def _loss_task(
+    base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: Plan
+) -> dict[str, Any]:
     """Loss per supervised token, in nats; lower is better, so the gain is what it fell by."""
     before = mean_loss(base, examples, plan, sft.token_losses)
     after = mean_loss(tuned, examples, plan, sft.token_losses)
@@ -76,7 +79,7 @@ def few_shot_obstacle(recipe: Recipe, inputs: Inputs, shots: Sequence[Example], 
     longest = max(len(evaluate.prompt_ids(inputs.tokenizer, e, shots)) for e in inputs.test.examples)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and longest + recipe.evaluation.max_new_tokens > room:
-        return f"{longest} prompt tokens with {len(shots)} examples and the answer do not fit the model's context of {room}"
+        return f"{longest} prompt tokens and the answer do not fit the model's context of {room}"
     return ""
 
 
@@ -121,17 +124,24 @@ def interval(scored: Scored) -> list[float] | None:
 
 
 def gates(recipe: Recipe, evidence: Evidence) -> list[dict[str, Any]]:
-    """The recipe's gates against what was measured."""
+    """The recipe's gates against what was measured; what could not be measured does not pass."""
     task, forgetting = evidence.task or {}, evidence.forgetting or {}
-    score = task.get("tuned")
-    is_loss = task.get("metric") == "loss"
+    score_gate = at_most if task.get("metric") == "loss" else at_least
     asked = [
-        ("min_score", recipe.gates.min_score, score, lambda value, limit: value <= limit if is_loss else value >= limit),
-        ("min_gain", recipe.gates.min_gain, task.get("gain"), lambda value, limit: value >= limit),
-        ("max_forgetting", recipe.gates.max_forgetting, forgetting.get("worst_drop"), lambda value, limit: value <= limit),
+        ("min_score", recipe.gates.min_score, task.get("tuned"), score_gate),
+        ("min_gain", recipe.gates.min_gain, task.get("gain"), at_least),
+        ("max_forgetting", recipe.gates.max_forgetting, forgetting.get("worst_drop"), at_most),
     ]
     return [
         {"name": name, "limit": limit, "value": value, "passed": value is not None and holds(value, limit)}
         for name, limit, value, holds in asked
         if limit is not None
     ]
+
+
+def at_least(value: float, limit: float) -> bool:
+    return value >= limit
+
+
+def at_most(value: float, limit: float) -> bool:
+    return value <= limit

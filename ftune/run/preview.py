@@ -5,10 +5,11 @@ from typing import Any
 from ftune import plan
 from ftune.batches import MicroBatch, collate
 from ftune.data import load as load_data
+from ftune.errors import UserError
 from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
 from ftune.run.inputs import Collector, read, rules_of, training_plan
-from ftune.settings import available, METHOD_NAMES
+from ftune.settings import METHOD_NAMES, available
 
 
 def check(recipe: Recipe) -> dict[str, Any]:
@@ -50,9 +51,15 @@ def _row(batch: MicroBatch, k: int, text: str, tokenizer: Any) -> dict[str, Any]
 def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
     """The plan of the recipe's method, or of several by their defaults, from config.json alone."""
     run_plan = training_plan(recipe, None)
-    chosen = [recipe.method]
-    if methods is not None:
+    if methods is None:
+        chosen: list[Any] = [recipe.method]
+    else:
         table = available(METHOD_NAMES)
         names = list(table) if methods == "all" else [name.strip() for name in methods.split(",")]
-        chosen = [recipe.method if name == recipe.method.name else table[name]() for name in names]
+        if unknown := [name for name in names if name not in table]:
+            raise UserError(f"unknown method {unknown[0]!r}", "--methods", f"available: {', '.join(table)}")
+        chosen = [
+            recipe.method if name == recipe.method.name else table[name].model_validate({"name": name})
+            for name in names
+        ]
     return [plan.make_plan(recipe, settings, run_plan, None, None).as_dict() for settings in chosen]

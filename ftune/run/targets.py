@@ -35,13 +35,16 @@ def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None
         return Target(path, loaded.model, adapter, tuned, loaded, run)
     if (path / files.ADAPTER_CONFIG).is_file():
         parent = RunFolder(path.parent)
-        loaded = given or (recipe.load(parent.recipe) if parent.is_run else None)
-        model = _base_of_adapter(path, base, loaded)
-        return Target(path, model, path, None, loaded, None)
+        found = given or (recipe.load(parent.recipe) if parent.is_run else None)
+        return Target(path, _base_of_adapter(path, base, found), path, None, found, None)
     if (path / "config.json").is_file():
         model = given.model if given else ModelSection(base=_path_or_hub(base)) if base else ModelSection(base=path)
         return Target(path, model, None, path, given, None)
-    raise UserError("neither a run, an adapter nor a model folder", str(path), "it should hold recipe.yaml, adapter_config.json or config.json")
+    raise UserError(
+        "neither a run, an adapter nor a model folder",
+        str(path),
+        "it should hold recipe.yaml, adapter_config.json or config.json",
+    )
 
 
 def _path_or_hub(name: str) -> Path | str:

@@ -1,28 +1,23 @@
 """`ftune train`: recipe, plan, data, model and method, train, save, verify, evaluate, report."""
 
-import json
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, console, folder, plan, recipe, report, schedule, train
+from ftune import console, folder, plan, recipe, report, schedule, train
 from ftune import model as models
 from ftune.artifacts import files, proof
-from ftune.errors import ExitCode, Interrupted, UserError
+from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
-from ftune.objectives import OBJECTIVES, sft
 from ftune.recipe import Recipe
 from ftune.run import evidence
+from ftune.run.fitting import fit, stopping_on_signals
 from ftune.run.inputs import Inputs, build_model, digests, hashes, require
 
 RESUMABLE = ("gates.", "evaluation.")
@@ -38,6 +33,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError("several processes are not available in this version", "training.parallel", "start one process")
     began = time.perf_counter()
     model, before = build_model(settings, inputs.plan, accelerator.device)
     with folder.lock(run.path):
@@ -78,7 +75,9 @@ def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool
         if not run.is_run:
             raise UserError("this folder holds other files", str(run.path), "choose another output.dir")
         if not overwrite:
-            raise UserError("this folder holds a run already", str(run.path), "use --resume, --overwrite or another output.dir")
+            raise UserError(
+                "this folder holds a run already", str(run.path), "use --resume, --overwrite or another output.dir"
+            )
 
 
 def clear(run: RunFolder) -> None:
@@ -88,90 +87,6 @@ def clear(run: RunFolder) -> None:
             shutil.rmtree(entry)
         elif entry.name != folder.LOCK:
             entry.unlink()
-
-
-class Stop:
-    """Set by a signal; the loop looks at it after each step."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM let the step in progress finish, so that its checkpoint can be saved."""
-    stop = Stop()
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def fit(
-    settings: Recipe,
-    inputs: Inputs,
-    model: PreTrainedModel,
-    accelerator: Accelerator,
-    run: RunFolder,
-    made_from: dict[str, Any],
-    stop: Stop,
-) -> None:
-    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way."""
-    training, total = settings.training, inputs.plan.total_steps
-    optimizer = train.make_optimizer(model, training)
-    parameters = trainable(model)
-    start = resume_from(run, parameters, optimizer, made_from)
-    per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
-    steps = train.train(
-        model, inputs.train.examples, OBJECTIVES[settings.objective.name], optimizer, inputs.plan, accelerator, start
-    )
-    with run.metrics.open("a", encoding="utf-8") as metrics, console.training_progress(total, start) as progress:
-
-        def write(line: dict[str, Any]) -> None:
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
-
-        for step in steps:
-            write(step.as_dict())
-            progress.update(
-                step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch
-            )
-            if inputs.validation and schedule.is_due(step.step, total, training.evaluate_every, per_epoch):
-                loss = train.mean_loss(model, inputs.validation.examples, inputs.plan, sft.token_losses)
-                write({"step": step.step, "validation_loss": loss})
-            if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
-                checkpoint.save(run.checkpoints, step.step, parameters, optimizer, made_from, training.keep_checkpoints)
-            if stop.signal is not None:
-                raise interrupted(stop.signal, step.step, total, run)
-
-
-def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:
-    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
-    what = f"stopped by {signal.Signals(number).name} after step {step} of {total}; checkpoint saved"
-    return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
-
-
-def resume_from(
-    run: RunFolder, parameters: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]
-) -> int:
-    """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
-    found = checkpoint.latest(run.checkpoints)
-    step = 0
-    if found is not None:
-        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
-            raise UserError(f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files")
-        checkpoint.restore(found, parameters, optimizer)
-        step = found.step
-        console.note(f"resuming after step {step}")
-    if run.metrics.exists():
-        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step]
-        folder.write_json_lines(run.metrics, lines)
-    return step
 
 
 def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, Any]:
@@ -188,7 +103,11 @@ def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, 
 
 def save(settings: Recipe, inputs: Inputs, model: PreTrainedModel, run: RunFolder, made_from: dict[str, Any]) -> None:
     """Write what was trained: the adapter, or the whole model; and the merged model where the recipe wants it."""
-    card = {"base": made_from["base"], "template": made_from["template"], "method": settings.method.model_dump(mode="json")}
+    card = {
+        "base": made_from["base"],
+        "template": made_from["template"],
+        "method": settings.method.model_dump(mode="json"),
+    }
     if METHODS[settings.method.name].trains_base:
         files.save_model(run.merged, model, inputs.tokenizer, card)
         return
@@ -216,7 +135,9 @@ def load_pair(settings: Recipe, run: RunFolder, device: torch.device) -> tuple[P
     dtype = models.resolve_dtype(settings.model.dtype, device, method.trains_base, stored)
     base = models.load_base(settings.model, dtype, device)
     if method.trains_base:
-        tuned = models.load_base(settings.model.model_copy(update={"base": run.merged, "revision": None}), dtype, device)
+        tuned = models.load_base(
+            settings.model.model_copy(update={"base": run.merged, "revision": None}), dtype, device
+        )
         count = len(tuned.state_dict())
         return base, tuned, f"{count}/{count}"
     tuned = models.load_base(settings.model, dtype, device)

@@ -1,0 +1,111 @@
+"""The training stage of a run: from the newest checkpoint to the last step, with metrics, checkpoints and signals."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ftune import checkpoint, console, folder, schedule, train
+from ftune.errors import ExitCode, Interrupted, RunError, UserError
+from ftune.folder import RunFolder
+from ftune.methods.base import trainable
+from ftune.objectives import OBJECTIVES, sft
+from ftune.recipe import Recipe
+from ftune.run.inputs import Inputs
+
+
+class Stop:
+    """Set by a signal; the loop looks at it after each step."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM let the step in progress finish, so that its checkpoint can be saved."""
+    stop = Stop()
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    settings: Recipe,
+    inputs: Inputs,
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+    run: RunFolder,
+    made_from: dict[str, Any],
+    stop: Stop,
+) -> None:
+    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way."""
+    training, total = settings.training, inputs.plan.total_steps
+    optimizer = train.make_optimizer(model, training)
+    parameters = trainable(model)
+    start = resume_from(run, parameters, optimizer, made_from)
+    per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
+    steps = train.train(
+        model, inputs.train.examples, OBJECTIVES[settings.objective.name], optimizer, inputs.plan, accelerator, start
+    )
+    with run.metrics.open("a", encoding="utf-8") as metrics, console.training_progress(total, start) as progress:
+
+        def write(line: dict[str, Any]) -> None:
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+
+        for step in telling_out_of_memory(steps):
+            write(step.as_dict())
+            progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
+            if inputs.validation and schedule.is_due(step.step, total, training.evaluate_every, per_epoch):
+                loss = train.mean_loss(model, inputs.validation.examples, inputs.plan, sft.token_losses)
+                write({"step": step.step, "validation_loss": loss})
+            if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
+                checkpoint.save(run.checkpoints, step.step, parameters, optimizer, made_from, training.keep_checkpoints)
+            if stop.signal is not None:
+                raise interrupted(stop.signal, step.step, total, run)
+
+
+def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
+    """The steps; running out of memory becomes an error that says what to change."""
+    try:
+        yield from steps
+    except torch.OutOfMemoryError as error:
+        hint = "lower training.micro_batch_tokens (the result stays), or set training.gradient_checkpointing: true"
+        raise RunError("out of memory", "training", hint) from error
+
+
+def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:
+    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
+    what = f"stopped by {signal.Signals(number).name} after step {step} of {total}; checkpoint saved"
+    return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
+
+
+def resume_from(run: RunFolder, parameters: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]) -> int:
+    """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
+    found = checkpoint.latest(run.checkpoints)
+    step = 0
+    if found is not None:
+        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
+            raise UserError(
+                f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
+            )
+        checkpoint.restore(found, parameters, optimizer)
+        step = found.step
+        console.note(f"resuming after step {step}")
+    if run.metrics.exists():
+        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step]
+        folder.write_json_lines(run.metrics, lines)
+    return step
