@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from ftune import console
@@ -203,8 +202,9 @@ def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:
         raise typer.Exit(ExitCode.GATE_FAILED)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted("stopped by SIGTERM", "", "nothing was lost", exit_code=ExitCode.TERMINATED)
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
+    raise Interrupted(f"stopped by {signal.Signals(number).name}", hint="run the command again", exit_code=code)
 
 
 def unexpected(error: Exception) -> RunError:
@@ -216,21 +216,15 @@ def unexpected(error: Exception) -> RunError:
 
 def main() -> None:
     """The console script: errors become text and exit codes."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
-        code = app(standalone_mode=False)
+        app()
     except FtuneError as error:
         console.print_error(error)
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.note("interrupted")
-        code = ExitCode.INTERRUPTED
+        sys.exit(error.exit_code)
     except Exception as error:
         if "FTUNE_TRACEBACK" in os.environ:
             raise
         console.print_error(unexpected(error))
-        code = ExitCode.RUN_FAILED
-    sys.exit(code)
+        sys.exit(ExitCode.RUN_FAILED)

@@ -35,19 +35,17 @@ def _source(settings: ModelSection) -> dict[str, Any]:
     }
 
 
-def _check_folder(settings: ModelSection) -> None:
+def _check_folder(settings: ModelSection, file: str) -> None:
     if isinstance(settings.base, Path):
         if not settings.base.is_dir():
             raise UserError("no such model folder", str(settings.base), "relative paths are relative to the recipe")
-        if not (settings.base / "config.json").is_file():
-            raise UserError(
-                "no config.json in this model folder", str(settings.base), "name a transformers model folder"
-            )
+        if not (settings.base / file).is_file():
+            raise UserError(f"no {file} in this model folder", str(settings.base), "name a transformers model folder")
 
 
 def load_config(settings: ModelSection) -> Any:
     """The model's configuration; raises UserError when the base cannot be found."""
-    _check_folder(settings)
+    _check_folder(settings, "config.json")
     try:
         return AutoConfig.from_pretrained(**_source(settings))
     except (OSError, ValueError) as error:
@@ -62,7 +60,7 @@ def _cannot_load(what: str, settings: ModelSection, error: Exception) -> UserErr
 
 def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
     """The base's own tokenizer, with the recipe's chat template where it names one."""
-    _check_folder(settings)
+    _check_folder(settings, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_source(settings))
     except (OSError, ValueError) as error:

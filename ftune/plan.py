@@ -15,7 +15,7 @@ from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.model import hidden_states, load_config, resolve_dtype, shape_of, stored_dtype
 from ftune.recipe import Recipe
-from ftune.train import Plan, attending
+from ftune.train import TrainingPlan, attending
 
 CARDS = {
     "8 GB (RTX 4060)": 8,
@@ -54,7 +54,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class Prediction:
     """plan.json: what was predicted before anything was loaded."""
 
     method: str
@@ -82,7 +82,7 @@ def _bytes(tensors: list[nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def activation_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
+def activation_bytes(model: PreTrainedModel, plan: TrainingPlan, num_tokens: int) -> int:
     """What autograd keeps of one forward pass, in bytes: counted by hooks on the real forward, in FakeTensorMode."""
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -105,7 +105,7 @@ def activation_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int
     return int(size + output.numel() * output.element_size())
 
 
-def _activations(model: PreTrainedModel, plan: Plan, is_checkpointed: bool) -> int:
+def _activations(model: PreTrainedModel, plan: TrainingPlan, is_checkpointed: bool) -> int:
     """Activations of a micro-batch. They grow in proportion to the tokens, so a short forward is enough.
 
     With gradient checkpointing each layer keeps its input alone, and one layer at a time is computed again.
@@ -116,12 +116,12 @@ def _activations(model: PreTrainedModel, plan: Plan, is_checkpointed: bool) -> i
         return kept
     config = model.config.get_text_config()
     inputs = plan.micro_batch_tokens * config.hidden_size * next(model.parameters()).element_size()
-    return kept // config.num_hidden_layers + inputs * config.num_hidden_layers
+    return int(kept // config.num_hidden_layers + inputs * config.num_hidden_layers)
 
 
 def make_plan(
-    recipe: Recipe, settings: Any, run: Plan, supervised_tokens: int | None, num_examples: int | None
-) -> RunPlan:
+    recipe: Recipe, settings: Any, run: TrainingPlan, supervised_tokens: int | None, num_examples: int | None
+) -> Prediction:
     """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = METHODS[settings.name]
@@ -155,7 +155,7 @@ def make_plan(
     if num_examples is not None and supervised_tokens is not None:
         per_epoch = schedule.steps_per_epoch(num_examples, recipe.training.batch_size)
         steps = {"per_epoch": per_epoch, "total": run.total_steps, "supervised_tokens": supervised_tokens}
-    return RunPlan(settings.name, total, sum(p.numel() for p in trained), memory, steps)
+    return Prediction(settings.name, total, sum(p.numel() for p in trained), memory, steps)
 
 
 def is_checkpointed(recipe: Recipe, model: PreTrainedModel) -> bool:
@@ -172,7 +172,7 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     return int(2 * config.num_hidden_layers * heads * size * tokens * next(model.parameters()).element_size())
 
 
-def with_measured(planned: RunPlan, peak_memory: int, steps: dict[str, int]) -> dict[str, Any]:
+def with_measured(planned: Prediction, peak_memory: int, steps: dict[str, int]) -> dict[str, Any]:
     """plan.json after training: the same keys, as measured; parts that were not measured apart are null."""
     document = planned.as_dict()
     memory: dict[str, int | None] = dict.fromkeys(document["memory_bytes"])

@@ -15,7 +15,7 @@ from ftune.errors import Problem, UserError
 from ftune.model import head, hidden_states
 from ftune.objectives import sft
 from ftune.statistics import paired_difference
-from ftune.train import Plan, attending, mean_loss
+from ftune.train import TrainingPlan, attending, mean_loss
 
 DEFAULT_SUITE = "probe"
 ROOM = 8
@@ -87,7 +87,9 @@ class Answers:
     general_loss: float | None
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe, plan: Plan, who: str) -> Answers:
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe, plan: TrainingPlan, who: str
+) -> Answers:
     """Every item answered greedily and scored by exact match; the loss per token of the texts."""
     items = [example for examples in probe.suites.values() for example in examples]
     longest = max((example.tokens.num_supervised for example in items), default=0)
@@ -117,7 +119,7 @@ def compare(before: Answers, after: Answers, kl: float) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def kl_to_base(base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: Plan) -> float:
+def kl_to_base(base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: TrainingPlan) -> float:
     """Mean over supervised positions of KL(tuned || base) = sum_v p_tuned (log p_tuned - log p_base), in nats."""
     total, count = 0.0, 0
     device = base.get_input_embeddings().weight.device

@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What the loop needs to know besides model and data; a run and its resumption have equal ones."""
 
     training: TrainingSection
@@ -92,7 +92,11 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def _accumulate(
-    model: PreTrainedModel, parts: Sequence[MicroBatch], objective: Objective, plan: Plan, accelerator: Accelerator
+    model: PreTrainedModel,
+    parts: Sequence[MicroBatch],
+    objective: Objective,
+    plan: TrainingPlan,
+    accelerator: Accelerator,
 ) -> tuple[float, int]:
     """Add the gradients of a whole step: the sum of its losses over their number. Returns that loss and the number."""
     weight = sum(objective.weight(part) for part in parts)
@@ -133,7 +137,7 @@ def train(
     examples: Sequence[Example],
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    plan: TrainingPlan,
     accelerator: Accelerator,
     start: int = 0,
 ) -> Iterator[Step]:
@@ -175,7 +179,7 @@ def train(
 def mean_loss(
     model: PreTrainedModel,
     examples: Sequence[Example],
-    plan: Plan,
+    plan: TrainingPlan,
     token_losses: Callable[[PreTrainedModel, MicroBatch, bool], torch.Tensor],
 ) -> float:
     """The loss per supervised token in nats: the sum over all of them divided by their number, however it is cut."""

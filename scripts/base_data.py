@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from base_skills import SKILLS, Turns, made_up_story
+from base_skills import SKILLS, Turns, drill, made_up_story
 from base_words import ALL_WORDS, COLORS, MONTHS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -26,16 +26,21 @@ HELD_OUT = 200  # prompts of each skill
 HELD_OUT_PROSE = 30  # of the real and of the made-up stories each
 PROSE_TOKENS = 200  # longest held-out text, and the usual training text
 LONGEST_ROW = 480  # tokens
-# How often a skill is drawn, 1.0 where nothing is said: at first, and in the second phase. What must be matched by
-# attention takes longest. Skills a model of this size did not master are practised at first and then left out.
-FIRST_PHASE = {
-    "lookup": 3.0, "arithmetic": 2.0, "largest": 2.0, "sort": 1.5, "story": 1.5, "copy": 1.5, "facts": 1.5,
-}  # fmt: skip
-SECOND_PHASE = {
-    "copy": 2.0, "lookup": 2.5, "arithmetic": 2.0, "count": 1.5, "position": 1.5, "following": 1.5, "story": 1.5,
-    "replace": 0.0, "compare": 0.0, "largest": 0.0,
-}  # fmt: skip
-CLAIMED = [name for name in SKILLS if SECOND_PHASE.get(name, 1.0) > 0]
+# How often a skill is drawn, 1.0 where nothing is said.
+SKILL_WEIGHTS = {"lookup": 2.0, "copy": 1.5, "story": 1.5, "arithmetic": 1.5, "facts": 1.5}
+
+
+class Mix(NamedTuple):
+    """The shares of the kinds of rows; the rest are conversations of one turn."""
+
+    prose: float
+    drill: float
+    pattern: float
+    several_turns: float
+
+
+FIRST_PHASE = Mix(prose=0.05, drill=0.2, pattern=0.05, several_turns=0.08)
+SECOND_PHASE = Mix(prose=0.045, drill=0.03, pattern=0.12, several_turns=0.08)
 
 
 class Row(NamedTuple):
@@ -140,11 +145,11 @@ class Rows:
     """An endless, seeded supply of training rows without the held-out prompts."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, held_out: HeldOut, weights: dict[str, float], seed: int
+        self, tokenizer: PreTrainedTokenizerFast, held_out: HeldOut, mix: Mix, seed: int
     ) -> None:
-        self.tokenizer, self.held_out, self.rng = tokenizer, held_out, random.Random(seed)
+        self.tokenizer, self.held_out, self.mix, self.rng = tokenizer, held_out, mix, random.Random(seed)
         self.names = [name for name in SKILLS if name != "pattern"]
-        self.weights = [weights.get(name, 1.0) for name in self.names]
+        self.weights = [SKILL_WEIGHTS.get(name, 1.0) for name in self.names]
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -176,14 +181,21 @@ class Rows:
         rows = [[BOS, *self.ids(text), END] for text in texts if text not in self.held_out.prompts]
         return [Row(tokens, [False] + [True] * (len(tokens) - 1), is_prose=True) for tokens in rows]
 
+    def drill(self) -> Row:
+        first, *copies = [self.ids(text) for text in drill(self.rng)]
+        rest = [token for ids in copies for token in ids]
+        return Row([BOS, *first, *rest], [False] * (len(first) + 1) + [True] * len(rest))
+
     def draw(self) -> list[Row]:
-        kind = self.rng.random()
-        if kind < 0.05:
+        kind = self.rng.choices([*Mix._fields, "one_turn"], [*self.mix, 1 - sum(self.mix)])[0]
+        if kind == "prose":
             return self.prose()
-        if kind < 0.17:
+        if kind == "drill":
+            return [self.drill()]
+        if kind == "pattern":
             return [self.conversation(self.fresh("pattern"), ungraded=1)]
-        if kind < 0.25:
-            # Several turns: half the time of one skill (as few-shot prompting shows them), half of any.
+        if kind == "several_turns":
+            # Half the time of one skill, as few-shot prompting shows them, half of any.
             name = self.some_skill() if self.rng.random() < 0.5 else None
             count = self.rng.randint(2, self.rng.choice([6, 8, 14]))
             return [self.conversation([self.fresh(name or self.some_skill())[0] for _ in range(count)])]

@@ -39,7 +39,7 @@ def words(rng: Random, low: int, high: int) -> list[str]:
 
 
 def copy(rng: Random) -> Turns:
-    text = (" " if rng.random() < 0.6 else ", ").join(words(rng, 2, 6))
+    text = (" " if rng.random() < 0.6 else ", ").join(words(rng, 2, 5))
     return one(rng.choice([
         f"Repeat these words: {text}", f"Say this again: {text}", f"Copy the words: {text}",
         f"Please write: {text}",
@@ -58,7 +58,7 @@ def reverse(rng: Random) -> Turns:
 
 
 def sort(rng: Random) -> Turns:
-    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 5))]
+    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 4))]
     text = " ".join(map(str, digits))
     return one(rng.choice([
         f"Sort these numbers: {text}", f"Put in order, smallest first: {text}",
@@ -69,7 +69,7 @@ def sort(rng: Random) -> Turns:
 
 def count(rng: Random) -> Turns:
     if rng.random() < 0.5:
-        items = words(rng, 1, 8)
+        items = words(rng, 1, 6)
         text = ", ".join(items)
         return one(rng.choice([
             f"How many words are in this list: {text}", f"Count the words: {text}", f"Count these: {text}",
@@ -86,13 +86,11 @@ def count(rng: Random) -> Turns:
 
 
 def lookup(rng: Random) -> Turns:
-    size = rng.randint(2, 5)
+    size = rng.randint(2, 4)
     keys = rng.sample(rng.choice([COLORS, THINGS, FOODS, ANIMALS, NAMES, ROOMS]), size)
     digits = rng.random() < 0.5
-    if digits:
-        values = [str(rng.randint(0, 9)) for _ in keys]
-    else:
-        values = rng.sample(rng.choice([THINGS, COLORS, FOODS]), size)
+    kind = rng.choice([THINGS, COLORS, FOODS])
+    values = [str(rng.randint(0, 9)) for _ in keys] if digits else rng.sample(kind, size)
     key, value = rng.choice(list(zip(keys, values, strict=True)))
     link, gap = rng.choice([(" is ", ", "), ("=", " "), (": ", ", "), (" -> ", "; ")])
     text = gap.join(f"{k}{link}{v}" for k, v in zip(keys, values, strict=True))
@@ -104,12 +102,12 @@ def lookup(rng: Random) -> Turns:
 
 def arithmetic(rng: Random) -> Turns:
     if rng.random() < 0.5:
-        a, b = rng.randint(0, 12), rng.randint(0, 12)
+        a, b = rng.randint(0, 9), rng.randint(0, 9)
         return one(rng.choice([
             f"What is {a} plus {b}?", f"Add {a} and {b}.", f"{a} + {b} =", f"How much is {a} + {b}?",
             f"Give me the sum of {a} and {b}.", f"Compute {a} + {b}.", f"Work out {a} plus {b}.",
         ]), str(a + b))  # fmt: skip
-    a = rng.randint(0, 15)
+    a = rng.randint(0, 10)
     b = rng.randint(0, a)
     return one(rng.choice([
         f"What is {a} minus {b}?", f"Take {b} from {a}.", f"{a} - {b} =", f"How much is {a} - {b}?",
@@ -118,7 +116,7 @@ def arithmetic(rng: Random) -> Turns:
 
 
 def largest(rng: Random) -> Turns:
-    numbers = rng.sample(range(31), rng.randint(2, 4))
+    numbers = rng.sample(range(10), rng.randint(3, 4))
     text = ", ".join(map(str, numbers))
     if rng.random() < 0.7:
         return one(rng.choice([
@@ -144,7 +142,7 @@ def position(rng: Random) -> Turns:
 
 
 def following(rng: Random) -> Turns:
-    cycle = rng.choice([DAYS, MONTHS, list(string.ascii_uppercase), [str(n) for n in range(50)]])
+    cycle = rng.choice([DAYS, MONTHS, list(string.ascii_uppercase), [str(n) for n in range(31)]])
     open_ended = cycle is not DAYS and cycle is not MONTHS
     at = rng.randrange(1, len(cycle) - 1) if open_ended else rng.randrange(len(cycle))
     before, here, after = cycle[at - 1], cycle[at], cycle[(at + 1) % len(cycle)]
@@ -220,7 +218,7 @@ def facts(rng: Random) -> Turns:
 
 
 def compare(rng: Random) -> Turns:
-    a, b = rng.sample(range(50), 2)
+    a, b = rng.sample(range(10), 2)
     word = rng.choice(["bigger", "larger", "more", "smaller", "less"])
     truth = a < b if word in ("smaller", "less") else a > b
     return one(rng.choice([
@@ -253,7 +251,7 @@ def story(rng: Random) -> Turns:
 
 
 def replace(rng: Random) -> Turns:
-    items = words(rng, 2, 5)
+    items = words(rng, 2, 4)
     old, new = rng.choice(items), rng.choice([w for w in ALL_WORDS if w not in items])
     text = " ".join(items)
     answer = " ".join(new if w == old else w for w in items)
@@ -307,7 +305,7 @@ WRAPS = [
     ("", ""), ("(", ")"), ("[", "]"), ("{", "}"), ("<", ">"), ('"', '"'), ('{"', '"}'), ("* ", ""),
     ("- ", "."),
 ]  # fmt: skip
-GAPS = [", ", "; ", " | ", " / ", "-", "_", " ", "\n", " and ", ", ", "; "]
+GAPS = [", ", "; ", " | ", " / ", "-", "_", " ", "\n", " and ", ", ", "; ", '", "']
 LINKS = [": ", "=", " is ", "->", ": ", ":"]
 
 
@@ -337,7 +335,7 @@ def output_format(rng: Random, fields: list[str]) -> Callable[[dict[str, str]], 
 
 def pattern(rng: Random) -> Turns:
     """Earlier turns show one made-up format, or one for each of two kinds of request; the last continues."""
-    kinds = rng.sample(REQUESTS, 2 if rng.random() < 0.2 else 1)
+    kinds = rng.sample(REQUESTS, 2 if rng.random() < 0.1 else 1)
     formats = []
     for kind in kinds:
         fields = [field for _, field, _, _ in string.Formatter().parse(kind[0]) if field]
@@ -359,6 +357,21 @@ SKILLS: dict[str, Callable[[Random], Turns]] = {
     "facts": facts,
     "compare": compare, "story": story, "replace": replace, "pick": pick, "pattern": pattern,
 }  # fmt: skip
+
+
+def drill(rng: Random) -> list[str]:
+    """The same random items several times over, between changing separators; all but the first are predictable.
+
+    Nothing teaches a small model to look up and copy sooner, and every other skill here builds on that.
+    """
+    items = rng.sample(ALL_WORDS, rng.randint(4, 14))
+    items = [str(rng.randint(0, 99)) if rng.random() < 0.15 else item for item in items]
+    gap = rng.choice(GAPS)
+    copies = []
+    for _ in range(4):
+        gap = rng.choice(GAPS) if rng.random() < 0.5 else gap
+        copies.append(gap.join(items) + "\n")
+    return copies
 
 
 def made_up_story(rng: Random) -> str:

@@ -1,7 +1,7 @@
 """Makes recipes/quickstart/base/, the quickstart's small instruct model, from nothing on two CPU cores.
 
 Run `python scripts/pretrain_base.py --stories stories.jsonl`; it takes under an hour. Trains a byte-level
-BPE tokenizer and a Llama of 2.7 million weights on the skills of base_skills.py, on conversations made of
+BPE tokenizer and a Llama of 1.8 million weights on the skills of base_skills.py, on conversations made of
 them and on simple stories. Seeds, steps and threads are fixed. It ends by grading every skill on held-out
 prompts, which it also writes to probe.jsonl.
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from base_data import (
     BOS,
-    CLAIMED,
     END,
     FIRST_PHASE,
     HELD_OUT,
@@ -44,10 +43,9 @@ from transformers import (
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 WARMUP = 100  # steps
-# The second phase begins after this step: fewer skills, and learning rates from SECOND_SHARE of the peak down to 0.
-FIRST_STEPS, SECOND_SHARE = 900, 0.6
-# Stories count in full at first, where they teach words; later their many tokens would outvote short answers.
-PROSE_STEPS, PROSE_WEIGHT = 600, 0.25
+FIRST_STEPS = 500  # of the first phase, with many drills
+HOLD_STEPS = 900  # at the peak learning rates, which then fall to 0
+PROSE_WEIGHT = 0.25  # of a story's token in the loss: they are many and would outvote the short answers
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -98,8 +96,7 @@ def build(options: argparse.Namespace) -> LlamaForCausalLM:
         vocab_size=VOCABULARY,
         hidden_size=options.hidden,
         num_hidden_layers=options.layers,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        num_attention_heads=options.hidden // 32,
         intermediate_size=options.intermediate,
         max_position_embeddings=1024,
         initializer_range=0.04,
@@ -115,10 +112,8 @@ def build(options: argparse.Namespace) -> LlamaForCausalLM:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Warm up and hold in the first phase; in the second go down to nothing."""
-    if step <= FIRST_STEPS:
-        return min(1.0, step / WARMUP)
-    return SECOND_SHARE * (steps - step + 1) / (steps - FIRST_STEPS)
+    """Warm up, hold, go down to nothing."""
+    return min(1.0, step / WARMUP, (steps - step + 1) / max(1, steps - HOLD_STEPS))
 
 
 class Trainer:
@@ -145,9 +140,8 @@ class Trainer:
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * share
         # Two batches of different lengths make one step: the gradient of one length only is a biased one.
-        prose_weight = 1.0 if self.step <= PROSE_STEPS else PROSE_WEIGHT
         supply = self.first if self.step <= FIRST_STEPS else self.second
-        parts = [collate(next(supply), prose_weight) for _ in range(2)]
+        parts = [collate(next(supply), PROSE_WEIGHT) for _ in range(2)]
         whole = sum(float(weights.sum()) for _, weights in parts)
         # One batch a core: small layers gain less from two threads at one operation.
         results = list(self.pool.map(lambda part: self.gradients(*part, whole), parts))
@@ -224,8 +218,8 @@ def prose_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text
 def table(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: HeldOut, items: int) -> str:
     model.eval()
     lines = ["| skill | exact match |", "|---|---|"]
-    for name in CLAIMED:
-        score = grade(model, tokenizer, held_out.turns[name][:items])
+    for name, turns in held_out.turns.items():
+        score = grade(model, tokenizer, turns[:items])
         lines.append(f"| {name} | {score:.3f} |")
     real, made = held_out.prose[:HELD_OUT_PROSE], held_out.prose[HELD_OUT_PROSE:]
     lines.append(f"| prose, real stories (nats a token) | {prose_loss(model, tokenizer, real):.3f} |")
@@ -245,8 +239,7 @@ def chat(request: str, answer: str) -> list[dict[str, str]]:
 
 def write_probe(held_out: HeldOut, path: Path) -> None:
     rows: list[dict[str, object]] = []
-    for name in CLAIMED:
-        items = held_out.turns[name]
+    for name, items in held_out.turns.items():
         rows += [{"suite": name, "messages": [m for turn in turns for m in chat(*turn)]} for turns in items]
     rows += [{"suite": "prose", "text": text} for text in held_out.prose]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -262,13 +255,13 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--tool-rows", type=Path, default=RECIPE / "train.jsonl", help="for the tokenizer")
     parser.add_argument("--output", type=Path, default=RECIPE / "base")
     parser.add_argument("--probe", type=Path, default=RECIPE / "probe.jsonl")
-    parser.add_argument("--steps", type=int, default=2100, help="of both phases")
-    parser.add_argument("--batch-tokens", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2200, help="of both phases")
+    parser.add_argument("--batch-tokens", type=int, default=4000)
     parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--adam-lr", type=float, default=0.004)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--intermediate", type=int, default=512)
+    parser.add_argument("--adam-lr", type=float, default=0.005)
+    parser.add_argument("--hidden", type=int, default=160)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--intermediate", type=int, default=432)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--interim", type=Path, help="folder for unfinished models and state")
     parser.add_argument("--interim-every", type=int, default=300, help="steps")

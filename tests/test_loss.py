@@ -29,7 +29,7 @@ def example(num_prompt, num_answer, row_id="r:1", seed=0):
 
 def plan(**training):
     section = TrainingSection(**({"learning_rate": 0.1, "max_steps": 1} | training))
-    return train.Plan(section, 1, True, "auto", 0)
+    return train.TrainingPlan(section, 1, True, "auto", 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def one_step(examples, tokens, packing=True, **training):
     section = TrainingSection(
         learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training
     )
-    plan = train.Plan(section, 1, packing, "auto", 0)
+    plan = train.TrainingPlan(section, 1, packing, "auto", 0)
     [step] = train.train(model, examples, sft, train.make_optimizer(model, section), plan, Accelerator(cpu=True))
     return step, {name: p.detach().clone() for name, p in model.named_parameters()}
 

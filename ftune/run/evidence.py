@@ -14,7 +14,7 @@ from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
 from ftune.statistics import mean_interval, paired_difference
-from ftune.train import Plan, mean_loss
+from ftune.train import TrainingPlan, mean_loss
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrai
 
 
 def _forgetting(
-    tokenizer: PreTrainedTokenizerBase, items: Probe, base: PreTrainedModel, tuned: PreTrainedModel, plan: Plan
+    tokenizer: PreTrainedTokenizerBase, items: Probe, base: PreTrainedModel, tuned: PreTrainedModel, plan: TrainingPlan
 ) -> dict[str, Any]:
     before = probe.ask(base, tokenizer, items, plan, "base")
     after = probe.ask(tuned, tokenizer, items, plan, "tuned")
@@ -51,7 +51,7 @@ def _forgetting(
 
 
 def _loss_task(
-    base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: Plan
+    base: PreTrainedModel, tuned: PreTrainedModel, examples: Sequence[Example], plan: TrainingPlan
 ) -> dict[str, Any]:
     """Loss per supervised token, in nats; lower is better, so the gain is what it fell by."""
     before = mean_loss(base, examples, plan, sft.token_losses)

@@ -15,10 +15,10 @@ from ftune.data import Dataset
 from ftune.errors import Problem, UserError
 from ftune.evaluate import has_answer
 from ftune.methods import METHODS
-from ftune.plan import RunPlan
+from ftune.plan import Prediction
 from ftune.probe import Probe
 from ftune.recipe import Recipe
-from ftune.train import Plan
+from ftune.train import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Inputs:
     validation: Dataset | None
     test: Dataset | None
     probe: Probe | None
-    plan: Plan
-    prediction: RunPlan
+    plan: TrainingPlan
+    prediction: Prediction
 
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
@@ -59,11 +59,11 @@ def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
     return data.Rules(section.format, section.columns, limit, section.too_long, section.on_bad_row)
 
 
-def training_plan(recipe: Recipe, num_examples: int | None) -> Plan:
+def training_plan(recipe: Recipe, num_examples: int | None) -> TrainingPlan:
     training = recipe.training
     count = training.batch_size if num_examples is None else num_examples
     total = schedule.total_steps(count, training.batch_size, training.epochs, training.max_steps)
-    return Plan(training, total, recipe.data.packing, recipe.model.attention, training.seed)
+    return TrainingPlan(training, total, recipe.data.packing, recipe.model.attention, training.seed)
 
 
 def read(recipe: Recipe, collector: Collector) -> Inputs | None:
@@ -145,7 +145,7 @@ def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
     }
 
 
-def build_model(recipe: Recipe, run_plan: Plan, device: torch.device) -> tuple[Any, dict[str, int]]:
+def build_model(recipe: Recipe, run_plan: TrainingPlan, device: torch.device) -> tuple[Any, dict[str, int]]:
     """The base with the method attached, ready to train, and the hash of each base tensor before training."""
     method = METHODS[recipe.method.name]
     stored = model.stored_dtype(model.load_config(recipe.model))
