@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CHAT_ROWS, REPOSITORY, chat, ftune, save_base, write_recipe, write_rows
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftune import model
+from ftune.artifacts import files
 from ftune.recipe import load, starter
 
 
@@ -109,6 +113,22 @@ def test_adapter_folder_alone_is_evaluated_on_a_recipe(finished):
     assert json.loads(measured.stdout)["task"] == json.loads(done.stdout)["task"]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_adapter_that_peft_made_is_evaluated_and_merged(finished, tmp_path):
+    """Case 65: its folder has neither tokenizer nor card of ours."""
+    base = finished[0].parent / "base"
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    done = ftune("eval", tmp_path / "theirs", "--recipe", finished[0] / "recipe.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["artefact"]["keys_loaded"] == "8/8"
+    done = ftune("merge", tmp_path / "theirs", "--output", tmp_path / "merged", "--json")
+    assert done.returncode == 0, done.stderr
+    merged, rows = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), model.proof_rows(96, None)
+    assert model.max_difference(model.logits_of(merged, rows), model.logits_of(theirs, rows)) <= 1e-5
+
+
 def copy_run(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     return tmp_path / "run"
@@ -151,11 +171,6 @@ def test_verify_finds_a_changed_file_and_a_changed_base(finished, tmp_path):
 
 def test_merged_folder_is_plain_transformers_and_equals_the_adapter(finished, tmp_path):
     """Cases 72, 74 and 77."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ftune import model
-    from ftune.artifacts import files
-
     path = finished[0]
     for name in ("merged", "again"):
         done = ftune("merge", path, "--output", tmp_path / name, "--json")

@@ -99,9 +99,9 @@ def test_truncation_keeps_the_first_tokens_and_counts_the_rest(tmp_path):
 def test_columns_are_renamed_and_a_missing_one_is_told(tmp_path):
     """Case 27."""
     path = tmp_path / "rows.csv"
-    path.write_text('question,reply\n"one, two",three\nfour,"fi\nve"\n')
+    path.write_text('question,reply\n"one, two",three\nfour,"fi\nve"\nsi\u2028x,seven\n', encoding="utf-8")
     dataset = load(path, make_tokenizer(None), columns={"prompt": "question", "completion": "reply"})
-    assert [e.text for e in dataset.examples] == ["one, twothree", "fourfi\nve"]
+    assert [e.text for e in dataset.examples] == ["one, twothree", "fourfi\nve", "si\u2028xseven"]
     with pytest.raises(UserError, match="no column 'antwort'; columns are 'question', 'reply'"):
         load(path, columns={"prompt": "question", "completion": "antwort"})
     with pytest.raises(UserError, match=r"no known shape.*'question', 'reply'"):

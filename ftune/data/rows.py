@@ -1,6 +1,7 @@
 """Files -> rows: JSONL, JSON, CSV and TSV, with the place of each row."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def _read_json(text: str, path: Path) -> Iterator[SourceRow | Problem]:
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> Iterator[SourceRow | Problem]:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = next(reader, None)
     number = 0
     while header is not None:

@@ -46,14 +46,14 @@ class LoraLinear(nn.Module):
         return h + (self.scale * update).to(h.dtype)
 
     def delta(self) -> torch.Tensor:
-        """The weight update s B A, float32, laid out as the base's weight."""
-        delta: torch.Tensor = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+        """The weight update s B A, float64, laid out as the base's weight."""
+        delta: torch.Tensor = self.scale * (self.lora_B.weight.double() @ self.lora_A.weight.double())
         return delta.T if self.is_transposed else delta
 
     def merged(self) -> nn.Module:
-        """The base layer with the update added: computed in float32, rounded once to the base's dtype."""
+        """The base layer with the update added: computed in float64, rounded once to the base's dtype."""
         weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
-        weight.data = (weight.data.float() + self.delta()).to(weight.dtype)
+        weight.data = (weight.data.double() + self.delta()).to(weight.dtype)
         return self.base_layer
 
 
