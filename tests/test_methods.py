@@ -73,7 +73,10 @@ def test_starts_equal_to_the_base(kind, method, settings):
 def test_trains_what_it_says_and_leaves_the_rest_bit_identical(kind, method, settings):
     """Case 57: changed == trainable, after a real optimizer step on every parameter that has a gradient."""
     model = make_model(kind)
+    of_the_base = {id(parameter) for parameter in model.parameters()}
     method.attach(model, settings)
+    if not method.trains_base:
+        assert not any(id(parameter) in of_the_base for parameter in trainable(model).values())
     randomize(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(torch.tensor([ROWS[1]])).logits.square().mean().backward()
