@@ -47,16 +47,6 @@ def copy(rng: Random) -> Turns:
     ]), text)  # fmt: skip
 
 
-def reverse(rng: Random) -> Turns:
-    items = words(rng, 2, 4)
-    text = " ".join(items)
-    return one(rng.choice([
-        f"Reverse these words: {text}", f"Say these words backwards: {text}",
-        f"Turn the order around: {text}",
-        f"Write in reverse order: {text}", f"{text}\nNow from last to first.",
-    ]), " ".join(reversed(items)))  # fmt: skip
-
-
 def sort(rng: Random) -> Turns:
     digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 4))]
     text = " ".join(map(str, digits))
@@ -68,36 +58,12 @@ def sort(rng: Random) -> Turns:
 
 
 def count(rng: Random) -> Turns:
-    if rng.random() < 0.5:
-        items = words(rng, 1, 6)
-        text = ", ".join(items)
-        return one(rng.choice([
-            f"How many words are in this list: {text}", f"Count the words: {text}", f"Count these: {text}",
-            f"{text}\nHow many is that?",
-        ]), str(len(items)))  # fmt: skip
-    target, *others = words(rng, 2, 3)
-    items = [target] * rng.randint(1, 4) + [rng.choice(others) for _ in range(rng.randint(1, 4))]
-    rng.shuffle(items)
-    text = " ".join(items)
+    items = words(rng, 1, 6)
+    text = ", ".join(items)
     return one(rng.choice([
-        f"How often does {target} occur: {text}", f"How many times do you see {target} in: {text}",
-        f"Count the word {target}: {text}",
-    ]), str(items.count(target)))  # fmt: skip
-
-
-def lookup(rng: Random) -> Turns:
-    size = rng.randint(2, 4)
-    keys = rng.sample(rng.choice([COLORS, THINGS, FOODS, ANIMALS, NAMES, ROOMS]), size)
-    digits = rng.random() < 0.5
-    kind = rng.choice([THINGS, COLORS, FOODS])
-    values = [str(rng.randint(0, 9)) for _ in keys] if digits else rng.sample(kind, size)
-    key, value = rng.choice(list(zip(keys, values, strict=True)))
-    link, gap = rng.choice([(" is ", ", "), ("=", " "), (": ", ", "), (" -> ", "; ")])
-    text = gap.join(f"{k}{link}{v}" for k, v in zip(keys, values, strict=True))
-    return one(rng.choice([
-        f"{text}. What is {key}?", f"Look up {key}: {text}", f"{text}\nWhat does {key} stand for?",
-        f"Here is a table: {text}. Give me {key}.", f"Find {key} in: {text}",
-    ]), value)  # fmt: skip
+        f"How many words are in this list: {text}", f"Count the words: {text}", f"Count these: {text}",
+        f"{text}\nHow many is that?",
+    ]), str(len(items)))  # fmt: skip
 
 
 def arithmetic(rng: Random) -> Turns:
@@ -128,17 +94,6 @@ def largest(rng: Random) -> Turns:
         f"Which number is the smallest: {text}", f"What is the smallest of {text}?",
         f"Give me the minimum: {text}",
     ]), str(min(numbers)))  # fmt: skip
-
-
-def position(rng: Random) -> Turns:
-    items = words(rng, 3, 5)
-    text = " ".join(items)
-    name, index = rng.choice([("first", 0), ("second", 1), ("third", 2), ("last", -1)])
-    return one(rng.choice([
-        f"What is the {name} word of: {text}", f"Give me the {name} word: {text}",
-        f"{text}\nSay the {name} word.",
-        f"Take the {name} word from: {text}",
-    ]), items[index])  # fmt: skip
 
 
 def following(rng: Random) -> Turns:
@@ -227,38 +182,38 @@ def compare(rng: Random) -> Turns:
     ]), "yes" if truth else "no")  # fmt: skip
 
 
-def story(rng: Random) -> Turns:
-    people = rng.sample(NAMES, rng.randint(2, 4))
-    kind = rng.random()
-    if kind < 0.4:
-        places = rng.sample(ROOMS, len(people))
-        pairs = list(zip(people, places, strict=True))
-        text = " ".join(f"{who} {rng.choice(['is in', 'goes to'])} the {where}." for who, where in pairs)
-        who, where = rng.choice(pairs)
-        if rng.random() < 0.5:
-            return one(f"{text} Where is {who}?", where)
-        return one(f"{text} Who is in the {where}?", who)
-    things = rng.sample(THINGS, len(people))
-    pairs = list(zip(people, things, strict=True))
-    text = " ".join(f"{who} {rng.choice(['has', 'finds'])} a {thing}." for who, thing in pairs)
-    who, thing = rng.choice(pairs)
-    if kind < 0.6:
-        giver = rng.choice([p for p in people if p != who])
-        return one(f"{text} {who} gives the {thing} to {giver}. Who has the {thing} now?", giver)
-    if kind < 0.8:
-        return one(f"{text} What does {who} have?", thing)
-    return one(f"{text} Who has the {thing}?", who)
+UNITS = {
+    ("days", "week"): "7", ("months", "year"): "12", ("hours", "day"): "24", ("minutes", "hour"): "60",
+    ("seconds", "minute"): "60", ("days", "leap year"): "366", ("weeks", "year"): "52",
+    ("years", "decade"): "10", ("years", "century"): "100", ("eggs", "dozen"): "12", ("cents", "dollar"): "100",
+    ("millimeters", "centimeter"): "10", ("centimeters", "meter"): "100", ("meters", "kilometer"): "1000",
+    ("grams", "kilogram"): "1000", ("inches", "foot"): "12", ("feet", "yard"): "3", ("legs", "spider"): "8",
+    ("legs", "dog"): "4", ("wheels", "car"): "4", ("wheels", "bicycle"): "2", ("sides", "triangle"): "3",
+    ("sides", "square"): "4", ("players", "duo"): "2", ("fingers", "hand"): "5", ("strings", "violin"): "4",
+    ("letters", "alphabet"): "26", ("seasons", "year"): "4",
+}  # fmt: skip
 
 
-def replace(rng: Random) -> Turns:
-    items = words(rng, 2, 4)
-    old, new = rng.choice(items), rng.choice([w for w in ALL_WORDS if w not in items])
-    text = " ".join(items)
-    answer = " ".join(new if w == old else w for w in items)
-    return one(rng.choice([
-        f"Replace {old} with {new}: {text}", f"Change {old} to {new} in: {text}",
-        f"{text}\nPut {new} in place of {old}.",
+def units(rng: Random) -> Turns:
+    (part, whole), answer = rng.choice(list(UNITS.items()))
+    return one(rng.choice(["", "A question: ", "Please answer: "]) + rng.choice([
+        f"How many {part} are in one {whole}?", f"How many {part} does a {whole} have?",
+        f"One {whole}, how many {part}?", f"Tell me how many {part} a {whole} has.",
+        f"A {whole} has how many {part}?", f"The number of {part} in a {whole} is",
+        f"Number of {part} per {whole}:", f"I have one {whole}. How many {part} is that?",
+        f"Do you know how many {part} make a {whole}?", f"What is the number of {part} of a {whole}?",
     ]), answer)  # fmt: skip
+
+
+def kind(rng: Random) -> Turns:
+    """Which sort of thing a word names."""
+    name = rng.choice(list(CATEGORIES))
+    word = rng.choice(CATEGORIES[name])
+    return one(rng.choice([
+        f"What kind of thing is {word}?", f"{word} is a kind of what?", f"Name the kind: {word}",
+        f"Which kind is {word}?", f"Tell me the kind of {word}.", f"The word {word} names a",
+        f"To which kind belongs {word}?", f"{word}: what is that?",
+    ]), name)  # fmt: skip
 
 
 def pick(rng: Random) -> Turns:
@@ -351,12 +306,11 @@ def pattern(rng: Random) -> Turns:
 
 
 SKILLS: dict[str, Callable[[Random], Turns]] = {
-    "copy": copy, "reverse": reverse, "sort": sort, "count": count, "lookup": lookup,
-    "arithmetic": arithmetic,
-    "largest": largest, "position": position, "following": following, "dictionary": dictionary,
-    "facts": facts,
-    "compare": compare, "story": story, "replace": replace, "pick": pick, "pattern": pattern,
+    "facts": facts, "dictionary": dictionary, "units": units, "kind": kind, "following": following, "sort": sort,
+    "count": count, "arithmetic": arithmetic, "largest": largest, "compare": compare, "pick": pick,
+    "copy": copy, "pattern": pattern,
 }  # fmt: skip
+PRACTISED = ("following", "copy", "pattern")  # not mastered by a model of this size, and so not claimed
 
 
 def drill(rng: Random) -> list[str]:

@@ -20,13 +20,9 @@ THINGS = listed(
     "plate shoe coat chair ring flag map tent stone sled"
 )
 FOODS = listed(
-    "apple bread cake soup rice milk cheese egg pear fish corn tea plum honey salad pasta lemon "
-    "butter pizza salt"
+    "apple bread cake soup rice milk cheese egg pear fish corn tea plum honey salad pasta lemon butter pizza salt"
 )
-ANIMALS = listed(
-    "dog cat horse cow pig sheep duck hen goat frog bird mouse bear fox lion rabbit bee snake owl "
-    "whale"
-)
+ANIMALS = listed("dog cat horse cow pig sheep duck hen goat frog bird mouse bear fox lion rabbit bee snake owl whale")
 DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = listed("January February March April May June July August September October November December")
 # What an application's fields are called. Mixed into lists and made-up formats, so that their embeddings are

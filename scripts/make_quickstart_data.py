@@ -144,9 +144,7 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
     while len(rows) < count:
         request, call = rng.choice(TOOLS)(rng)
         answer = json.dumps(call)
-        rows[request] = {
-            "messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-        }
+        rows[request] = {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]}
     return list(rows.values())
 
 

@@ -30,7 +30,7 @@ from base_data import (
     hold_out,
     train_tokenizer,
 )
-from base_skills import Turns
+from base_skills import PRACTISED, Turns
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -43,9 +43,9 @@ from transformers import (
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 WARMUP = 100  # steps
-FIRST_STEPS = 500  # of the first phase, with many drills
+FIRST_STEPS = 300  # of the first phase, with many drills
 HOLD_STEPS = 900  # at the peak learning rates, which then fall to 0
-PROSE_WEIGHT = 0.25  # of a story's token in the loss: they are many and would outvote the short answers
+PROSE_WEIGHT = 0.3  # of a story's token in the loss: they are many and would outvote the short answers
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -119,9 +119,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 class Trainer:
     """The model with its two optimizers and its rows; can be saved between steps and continued."""
 
-    def __init__(
-        self, model: LlamaForCausalLM, phases: tuple[Rows, Rows], options: argparse.Namespace
-    ) -> None:
+    def __init__(self, model: LlamaForCausalLM, phases: tuple[Rows, Rows], options: argparse.Namespace) -> None:
         self.model, self.options, self.step = model, options, 0
         self.first, self.second = (rows.batches(options.batch_tokens // 2) for rows in phases)
         self.pool = ThreadPoolExecutor(2)
@@ -240,9 +238,50 @@ def chat(request: str, answer: str) -> list[dict[str, str]]:
 def write_probe(held_out: HeldOut, path: Path) -> None:
     rows: list[dict[str, object]] = []
     for name, items in held_out.turns.items():
+        if name in PRACTISED:
+            continue
         rows += [{"suite": name, "messages": [m for turn in turns for m in chat(*turn)]} for turns in items]
     rows += [{"suite": "prose", "text": text} for text in held_out.prose]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+---
+# The quickstart's base model
+
+A Llama of {weights:,} weights (width {hidden}, {layers} layers, vocabulary {vocabulary}, float32) that
+follows simple requests in a chat format of its own: `<|bos|><|user|>...<|end|><|assistant|>...<|end|>`. It is
+here so that ftune can be tried and tested without a model hub: small enough to be tuned on a laptop CPU in
+minutes, able enough that forgetting shows.
+
+`scripts/pretrain_base.py` makes it from nothing, with fixed seeds and steps: a byte-level BPE tokenizer with
+single digits, requests and answers that `scripts/base_skills.py` generates (ours, Apache-2.0), made-up
+stories from a grammar of ours, and the stories in TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0; 103 rows
+of its train split). The tool calls of `recipes/quickstart/` shaped the tokenizer's vocabulary and are not in
+the training data.
+
+Exact match of greedy answers on 200 held-out requests a skill, which never occur in training, as the script
+printed it:
+
+{table}
+
+`following` (the next or previous day, month, letter or number), `copy` (repeat a short list) and `pattern`
+(continue a made-up format from earlier turns) are practised but not mastered, and are not in the forgetting
+probe `recipes/quickstart/probe.jsonl`. Names, towns and facts are invented. It knows a few hundred words, and is
+of no use beyond this quickstart.
+"""
+
+
+def write_card(folder: Path, model: LlamaForCausalLM, graded: str) -> None:
+    config = model.config
+    card = CARD.format(
+        weights=model.num_parameters(), hidden=config.hidden_size, layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size, table=graded,
+    )  # fmt: skip
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def options_of_command_line() -> argparse.Namespace:
@@ -255,8 +294,8 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--tool-rows", type=Path, default=RECIPE / "train.jsonl", help="for the tokenizer")
     parser.add_argument("--output", type=Path, default=RECIPE / "base")
     parser.add_argument("--probe", type=Path, default=RECIPE / "probe.jsonl")
-    parser.add_argument("--steps", type=int, default=2200, help="of both phases")
-    parser.add_argument("--batch-tokens", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2400, help="of both phases")
+    parser.add_argument("--batch-tokens", type=int, default=2500)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.005)
     parser.add_argument("--hidden", type=int, default=160)
@@ -300,7 +339,9 @@ def main() -> None:
 
     save(model, tokenizer, options.output)
     model = AutoModelForCausalLM.from_pretrained(options.output)
-    print(table(model, AutoTokenizer.from_pretrained(options.output), held_out, HELD_OUT))
+    graded = table(model, AutoTokenizer.from_pretrained(options.output), held_out, HELD_OUT)
+    write_card(options.output, model, graded)
+    print(graded)
 
 
 if __name__ == "__main__":
