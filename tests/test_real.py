@@ -1,6 +1,6 @@
 """Real models and data, from FTUNE_REAL_DATA: a Llama without a template, transposed layers, real tokenizers.
 
-Their logits reach 18, where float32 itself is exact to 2e-5: merged models are held to the bound derived from the dtype.
+Their logits reach 18, where float32 is exact to 2e-5: merged models are held to the bound that follows from it.
 """
 
 import csv
