@@ -96,6 +96,11 @@ def stored_dtype(config: Any) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
+def base_dtype(settings: ModelSection, device: torch.device, trains_base: bool) -> torch.dtype:
+    """The dtype a recipe's base is held in on this device; raises UserError for one that cannot be trained there."""
+    return resolve_dtype(settings.dtype, device, trains_base, stored_dtype(load_config(settings)))
+
+
 def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with every weight from its files; raises UserError when one is missing, unexpected or misshapen."""
     load_config(settings)

@@ -13,7 +13,7 @@ from ftune.batches import MicroBatch
 from ftune.loss import CHUNK_ELEMENTS
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
-from ftune.model import hidden_states, load_config, resolve_dtype, shape_of, stored_dtype
+from ftune.model import base_dtype, hidden_states, shape_of
 from ftune.recipe import Recipe
 from ftune.train import TrainingPlan, attending
 
@@ -125,8 +125,7 @@ def make_plan(
     """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = METHODS[settings.name]
-    stored = stored_dtype(load_config(recipe.model))
-    dtype = resolve_dtype(recipe.model.dtype, device, method.trains_base, stored)
+    dtype = base_dtype(recipe.model, device, method.trains_base)
     with FakeTensorMode():
         model = shape_of(recipe.model, dtype)
         weights = _bytes(list(model.parameters()))

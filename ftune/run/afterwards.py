@@ -23,9 +23,7 @@ from ftune.run.targets import Target
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
     """The tuned model from its files, how many of its tensors were loaded, and its method."""
-    dtype = models.resolve_dtype(
-        target.model.dtype, device, target.adapter is None, models.stored_dtype(models.load_config(target.model))
-    )
+    dtype = models.base_dtype(target.model, device, target.adapter is None)
     if target.adapter is None:
         settings = target.model.model_copy(update={"base": target.tuned, "revision": None})
         tuned = models.load_base(settings, dtype, device)
@@ -47,9 +45,7 @@ def check_base(target: Target) -> None:
 
 
 def load_base(target: Target, device: torch.device) -> PreTrainedModel:
-    stored = models.stored_dtype(models.load_config(target.model))
-    dtype = models.resolve_dtype(target.model.dtype, device, target.adapter is None, stored)
-    return models.load_base(target.model, dtype, device)
+    return models.load_base(target.model, models.base_dtype(target.model, device, target.adapter is None), device)
 
 
 def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:

@@ -148,8 +148,7 @@ def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
 def build_model(recipe: Recipe, run_plan: TrainingPlan, device: torch.device) -> tuple[Any, dict[str, int]]:
     """The base with the method attached, ready to train, and the hash of each base tensor before training."""
     method = METHODS[recipe.method.name]
-    stored = model.stored_dtype(model.load_config(recipe.model))
-    dtype = model.resolve_dtype(recipe.model.dtype, device, method.trains_base, stored)
+    dtype = model.base_dtype(recipe.model, device, method.trains_base)
     base = model.load_base(recipe.model, dtype, device)
     if run_plan.packing:
         model.prove_packing(base, recipe.model.attention)

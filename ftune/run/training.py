@@ -131,8 +131,7 @@ def measure(
 def load_pair(settings: Recipe, run: RunFolder, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel, str]:
     """The base, and what the run made of it, both from disk."""
     method = METHODS[settings.method.name]
-    stored = models.stored_dtype(models.load_config(settings.model))
-    dtype = models.resolve_dtype(settings.model.dtype, device, method.trains_base, stored)
+    dtype = models.base_dtype(settings.model, device, method.trains_base)
     base = models.load_base(settings.model, dtype, device)
     if method.trains_base:
         tuned = models.load_base(
