@@ -18,11 +18,10 @@ UNDERSTOOD = {"is_causal", "position_ids", "use_cache", "cache_position", "outpu
 """Keyword arguments that cannot change the result here; any other that is not None is refused, never ignored."""
 
 
-def _banded_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(length, length) bool: key j is visible from query i when i - window < j <= i."""
-    i = torch.arange(length, device=device)
-    visible = i[:, None] >= i[None, :]
-    return visible if window is None else visible & (i[:, None] - i[None, :] < window)
+def _banded_mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(queries, keys) bool, the queries at the last positions: query i sees key j when i - window < j <= i."""
+    i, j = torch.arange(keys - queries, keys, device=device)[:, None], torch.arange(keys, device=device)[None, :]
+    return i >= j if window is None else (i >= j) & (i - j < window)
 
 
 def _eager_segment(
@@ -52,33 +51,41 @@ def _segment_attention(
     *,
     eager: bool,
     segment_bounds: tuple[int, ...] | None = None,
+    prefix_states: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query: (1, heads, tokens, size); key, value: (1, kv heads, tokens, size) -> (1, tokens, heads, size)."""
+    """query: (1, heads, tokens, size); key, value: (1, kv heads, tokens, size) -> (1, tokens, heads, size).
+
+    prefix_states: for each layer, keys and values that every segment has in front (prefix tuning).
+    """
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in UNDERSTOOD)
     if unknown or attention_mask is not None or segment_bounds is None:
         reason = f"arguments {', '.join(unknown)}" if unknown else "a mask, or no segment bounds"
         raise NotImplementedError(f"packed attention was given {reason}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
+    prefix: list[torch.Tensor] = [] if prefix_states is None else list(prefix_states[module.layer_idx])  # type: ignore[index]
     if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        key, value, *prefix = (states.repeat_interleave(groups, dim=1) for states in (key, value, *prefix))
     outputs = []
     for start, end in pairwise(segment_bounds):
         q, k, v = (states[:, :, start:end] for states in (query, key, value))
-        window = sliding_window if sliding_window is not None and end - start > sliding_window else None
+        if prefix:
+            k, v = (torch.cat([front, states], dim=2) for front, states in zip(prefix, (k, v), strict=True))
+        window = sliding_window if sliding_window is not None and k.shape[2] > sliding_window else None
+        is_plain = window is None and not prefix
         if eager or softcap is not None:
-            mask = _banded_mask(end - start, window, query.device)
+            mask = _banded_mask(q.shape[2], k.shape[2], window, query.device)
             outputs.append(_eager_segment(q, k, v, mask, scale, dropout, softcap))
         else:
-            mask_or_none = None if window is None else _banded_mask(end - start, window, query.device)
+            mask_or_none = None if is_plain else _banded_mask(q.shape[2], k.shape[2], window, query.device)
             outputs.append(
                 functional.scaled_dot_product_attention(
-                    q, k, v, mask_or_none, dropout_p=dropout, is_causal=mask_or_none is None, scale=scale
+                    q, k, v, mask_or_none, dropout_p=dropout, is_causal=is_plain, scale=scale
                 )
             )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ftune import folder
 from ftune.errors import UserError
@@ -41,16 +40,19 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str
 def save(
     checkpoints: Path,
     step: int,
-    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     inputs: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write one checkpoint whole; only then remove the oldest beyond `keep`."""
+    """Write one checkpoint whole; only then remove the oldest beyond `keep`.
+
+    `tensors` are the trainable parameters and whatever else training changes, by name.
+    """
     target = checkpoints / f"step-{step:06d}"
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = {id(parameter): name for name, parameter in tensors.items()}
     with folder.atomic_folder(target) as path:
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, path / PARAMETERS)
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path / PARAMETERS)
         save_file(_optimizer_tensors(optimizer, names), path / OPTIMIZER)
         state = {
             "format_version": folder.FORMAT_VERSION,
@@ -84,19 +86,20 @@ def _open(path: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
     """Put parameters and optimizer state back, bit for bit; names and shapes must be exactly those saved."""
     saved = load_file(checkpoint.path / PARAMETERS)
-    fits = saved.keys() == parameters.keys() and all(saved[name].shape == p.shape for name, p in parameters.items())
+    fits = saved.keys() == tensors.keys() and all(saved[name].shape == tensor.shape for name, tensor in tensors.items())
     if not fits:
         raise UserError(
             "the checkpoint's tensors are not this model's", str(checkpoint.path), "resume with the run's recipe"
         )
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])
-    tensors = load_file(checkpoint.path / OPTIMIZER)
-    for name, parameter in parameters.items():
-        state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
-        if state:
-            # AdamW counts its steps in a tensor that stays on the CPU.
-            optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in state.items()}
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(checkpoint.path / OPTIMIZER).items():
+        name, _, what = key.rpartition("/")
+        # AdamW counts its steps in a tensor that stays on the CPU.
+        states.setdefault(name, {})[what] = value if value.ndim == 0 else value.to(tensors[name].device)
+    for name, state in states.items():
+        optimizer.state[tensors[name]] = state

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -58,6 +58,9 @@ Expression = Annotated[str, AfterValidator(_compilable)]
 Rank = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_number_from_text)]
 LayerIndices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number_from_text)]
+Dropout = Share
+DROPOUT = "share of the adapter's inputs dropped in training"
 ModuleNames = Annotated[tuple[Expression, ...], Field(strict=False, min_length=1)]
 
 
@@ -77,18 +80,23 @@ class FullSettings(MethodSettings):
     default_learning_rate = 1e-4
 
     name: Literal["full"] = Field("full", description="every weight is trained")
+    start_from: None = Field(None, description="nothing: a fully tuned model is a base like any other")
 
 
-class LoraSettings(MethodSettings):
-    default_learning_rate = 1e-3
+class TargetedSettings(MethodSettings):
+    """Methods that adapt single linear layers."""
 
-    name: Literal["lora"] = Field("lora", description="low-rank matrices beside the frozen linear layers")
-    rank: Rank = Field(16, description="the inner size r of B·A")
-    alpha: Positive = Field(32.0, description="the update is scaled by alpha/rank")
-    dropout: Number = Field(0.05, ge=0, lt=1, description="share of the adapter's inputs dropped in training")
     target_modules: Literal["all-linear", "attention", "mlp"] | ModuleNames = Field(
         "all-linear", description="which linear layers, or a list of names or regular expressions"
     )
+
+
+class LowRankSettings(TargetedSettings):
+    """LoRA and what is built on it."""
+
+    rank: Rank = Field(16, description="the inner size r of B·A")
+    alpha: Positive = Field(32.0, description="the update is scaled by alpha/rank")
+    dropout: Dropout = Field(0.05, description=DROPOUT)
     rank_pattern: dict[Expression, Rank] = Field(
         {}, description="other ranks for some modules: {name or regular expression: rank}"
     )
@@ -98,9 +106,108 @@ class LoraSettings(MethodSettings):
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="modules trained in full and saved with the adapter"
     )
+
+
+class LoraSettings(LowRankSettings):
+    default_learning_rate = 1e-3
+
+    name: Literal["lora"] = Field("lora", description="low-rank matrices beside the frozen linear layers")
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
     init: Literal["default", "pissa", "olora"] = Field("default", description="how A and B start")
     learning_rate_ratio: Positive = Field(1.0, description="learning rate of B over that of A (LoRA+)")
+
+
+class DoraSettings(LowRankSettings):
+    default_learning_rate = 1e-3
+
+    name: Literal["dora"] = Field("dora", description="lora for the direction of each weight, plus its magnitude")
+
+
+class AdaloraSettings(TargetedSettings):
+    default_learning_rate = 3e-3
+
+    name: Literal["adalora"] = Field("adalora", description="low-rank matrices whose ranks shrink to where they matter")
+    initial_rank: Rank = Field(24, description="every layer's rank at the start")
+    target_rank: Rank = Field(16, description="the mean rank at the end")
+    alpha: Positive = Field(32.0, description="the update is scaled by alpha/initial_rank")
+    dropout: Dropout = Field(0.0, description=DROPOUT)
+    orthogonal_weight: Number = Field(0.1, ge=0, description="weight of the penalty that keeps the factors orthogonal")
+    initial_fraction: Share = Field(0.1, description="share of the steps before ranks shrink")
+    final_fraction: Share = Field(0.3, description="share of the steps after ranks have shrunk")
+    allocate_every: Rank = Field(10, description="steps between two allocations of the ranks")
+
+    @field_validator("target_rank")
+    @classmethod
+    def _shrinks(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("initial_rank", value):
+            raise PydanticCustomError("ftune", "method.target_rank must not exceed method.initial_rank")
+        return value
+
+    @field_validator("final_fraction")
+    @classmethod
+    def _leaves_time(cls, value: float, info: ValidationInfo) -> float:
+        if value + info.data.get("initial_fraction", 0) >= 1:
+            raise PydanticCustomError("ftune", "method.initial_fraction and final_fraction must add up to less than 1")
+        return value
+
+
+class VeraSettings(TargetedSettings):
+    default_learning_rate = 1e-2
+
+    name: Literal["vera"] = Field("vera", description="two vectors a layer over random matrices that all layers share")
+    rank: Rank = Field(256, description="the inner size of the random matrices")
+    dropout: Dropout = Field(0.0, description=DROPOUT)
+
+
+class Ia3Settings(MethodSettings):
+    default_learning_rate = 1e-2
+
+    name: Literal["ia3"] = Field("ia3", description="scales of keys, values and MLP activations")
+    target_modules: Literal["auto"] | ModuleNames = Field(
+        "auto", description="auto is keys, values and each MLP's last layer; or names or regular expressions"
+    )
+    feedforward_modules: Annotated[tuple[Expression, ...], Field(strict=False)] = Field(
+        (), description="those of the named modules whose inputs are scaled, not their outputs"
+    )
+
+
+class BitfitSettings(MethodSettings):
+    default_learning_rate = 3e-3
+
+    name: Literal["bitfit"] = Field("bitfit", description="the biases alone are trained")
+
+
+class BottleneckSettings(MethodSettings):
+    default_learning_rate = 1e-3
+
+    name: Literal["bottleneck"] = Field("bottleneck", description="small layers after or beside each block")
+    size: Rank = Field(64, description="the inner size")
+    placement: Literal["serial", "parallel"] = Field(
+        "serial", description="after attention and MLP, or beside the MLP alone"
+    )
+    activation: Literal["relu", "gelu", "silu"] = Field("relu", description="the nonlinearity between the two layers")
+
+
+class VirtualTokenSettings(MethodSettings):
+    """Methods that put something in front of every sample, at every layer."""
+
+    layers: Literal["all"] = Field("all", description="what stands in front does so for every layer")
+    virtual_tokens: Rank = Field(20, description="how many tokens stand in front")
+
+
+class PrefixTuningSettings(VirtualTokenSettings):
+    default_learning_rate = 1e-2
+
+    name: Literal["prefix_tuning"] = Field("prefix_tuning", description="keys and values in front of every layer")
+    projection: bool = Field(False, description="make them by an MLP while training")
+
+
+class PromptTuningSettings(VirtualTokenSettings):
+    default_learning_rate = 3e-2
+
+    name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
+    depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
+    init_text: str | None = Field(None, min_length=1, description="the text they start as; null = random tokens")
 
 
 class ObjectiveSettings(Settings):
@@ -132,16 +239,20 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         LoraSettings,
     ),
     "qlora": Entry("is lora over a base in 4 bits; for a model that hardly fits", ("2305.14314",)),
-    "dora": Entry("is lora for the direction of each weight, plus its magnitude", ("2402.09353",)),
-    "adalora": Entry("spends a shrinking rank budget where it matters most", ("2303.10512",)),
-    "vera": Entry("trains two vectors over shared random matrices; very small adapters", ("2310.11454",)),
-    "ia3": Entry("trains scales of keys, values and MLP activations", ("2205.05638",)),
-    "bitfit": Entry("trains the biases alone", ("2106.10199",)),
+    "dora": Entry("is lora for the direction of each weight, plus its magnitude", ("2402.09353",), DoraSettings),
+    "adalora": Entry("spends a shrinking rank budget where it matters most", ("2303.10512",), AdaloraSettings),
+    "vera": Entry("trains two vectors over shared random matrices; very small adapters", ("2310.11454",), VeraSettings),
+    "ia3": Entry("trains scales of keys, values and MLP activations", ("2205.05638",), Ia3Settings),
+    "bitfit": Entry("trains the biases alone", ("2106.10199",), BitfitSettings),
     "bottleneck": Entry(
-        "trains small layers down, up and around, after or beside each block", ("1902.00751", "2110.04366")
+        "trains small layers down, up and around, after or beside each block",
+        ("1902.00751", "2110.04366"),
+        BottleneckSettings,
     ),
-    "prefix_tuning": Entry("trains keys and values in front of every layer", ("2101.00190",)),
-    "prompt_tuning": Entry("trains input embeddings in front of the text", ("2104.08691", "2110.07602")),
+    "prefix_tuning": Entry("trains keys and values in front of every layer", ("2101.00190",), PrefixTuningSettings),
+    "prompt_tuning": Entry(
+        "trains input embeddings in front of the text", ("2104.08691", "2110.07602"), PromptTuningSettings
+    ),
 }
 OBJECTIVE_NAMES: Mapping[str, Entry[ObjectiveSettings]] = {
     "sft": Entry("supervised fine-tuning on answers", (), SftSettings),

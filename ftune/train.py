@@ -18,6 +18,7 @@ from ftune import attention, batches, schedule
 from ftune.batches import MicroBatch
 from ftune.data import Example
 from ftune.errors import RunError
+from ftune.methods.base import Method
 from ftune.objectives.base import Objective
 from ftune.recipe import TrainingSection
 
@@ -39,6 +40,8 @@ class Step:
     tokens_per_second: float
     memory: int
     row_ids: list[str]
+    method: dict[str, float]
+    """What the method has to tell, such as AdaLoRA's mean rank."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,14 +63,30 @@ class TrainingPlan:
         return MICRO_BATCH_TOKENS if asked == "auto" else int(asked)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the loop works with."""
+
+    model: PreTrainedModel
+    method: Method
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+
+
 def make_optimizer(model: PreTrainedModel, training: TrainingSection) -> torch.optim.Optimizer:
-    """The optimizer over every trainable parameter; weight decay only on matrices."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """The optimizer over every trainable parameter; weight decay only on matrices.
+
+    A parameter's `learning_rate_scale` multiplies its learning rate (LoRA+).
+    """
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = training.weight_decay if parameter.ndim >= 2 else 0.0
+            grouped.setdefault((decay, getattr(parameter, "learning_rate_scale", 1.0)), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "scale": scale} for (decay, scale), parameters in grouped.items()
     ]
-    groups = [group for group in groups if group["params"]]
     assert training.learning_rate is not None
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate)
@@ -91,22 +110,18 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63)
 
 
-def _accumulate(
-    model: PreTrainedModel,
-    parts: Sequence[MicroBatch],
-    objective: Objective,
-    plan: TrainingPlan,
-    accelerator: Accelerator,
-) -> tuple[float, int]:
+def _accumulate(job: Job, parts: Sequence[MicroBatch], plan: TrainingPlan) -> tuple[float, int]:
     """Add the gradients of a whole step: the sum of its losses over their number. Returns that loss and the number."""
-    weight = sum(objective.weight(part) for part in parts)
+    weight = sum(job.objective.weight(part) for part in parts)
     total = 0.0
     for part in parts:
-        loss = objective.summed_loss(model, part.to(accelerator.device), plan.packing)
+        loss = job.objective.summed_loss(job.model, part.to(job.accelerator.device), plan.packing)
         if not math.isfinite(value := loss.item()):
             raise _NonFinite(part.row_ids)
-        accelerator.backward(loss / weight)
+        job.accelerator.backward(loss / weight)
         total += value
+    if (penalty := job.method.penalty(job.model)) is not None:
+        job.accelerator.backward(penalty)
     return total / weight, weight
 
 
@@ -132,20 +147,12 @@ def _gradient_norm(parameters: list[nn.Parameter], limit: float | None, accelera
     return float(accelerator.clip_grad_norm_(parameters, limit))
 
 
-def train(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    plan: TrainingPlan,
-    accelerator: Accelerator,
-    start: int = 0,
-) -> Iterator[Step]:
+def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int = 0) -> Iterator[Step]:
     """Train from after step `start` to `plan.total_steps`. Raises RunError before a non-finite step is taken."""
-    training = plan.training
+    model, training = job.model, plan.training
     assert training.learning_rate is not None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = accelerator.prepare(optimizer)
+    optimizer = job.accelerator.prepare(job.optimizer)
     per_epoch = schedule.steps_per_epoch(len(examples), training.batch_size)
     model.train()
     for step in range(start + 1, plan.total_steps + 1):
@@ -154,25 +161,26 @@ def train(
             step, plan.total_steps, training.learning_rate, training.schedule, training.warmup
         )
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         indices = batches.step_indices(step, len(examples), training.batch_size, plan.seed)
         parts = list(batches.micro_batches([examples[i] for i in indices], plan.micro_batch_tokens, plan.packing))
         seed_step(plan.seed, step)
         optimizer.zero_grad(set_to_none=True)
         try:
             with attending(model, plan.packing, plan.attention):
-                loss, weight = _accumulate(model, parts, objective, plan, accelerator)
+                loss, weight = _accumulate(job, parts, plan)
         except _NonFinite as error:
             raise _stop(step, "loss", error.row_ids) from None
-        norm = _gradient_norm(parameters, training.max_grad_norm, accelerator)
+        norm = _gradient_norm(parameters, training.max_grad_norm, job.accelerator)
         row_ids = [examples[i].row_id for i in indices]
         if not math.isfinite(norm):
             raise _stop(step, "gradient", row_ids)
         optimizer.step()
+        told = job.method.after_step(model, step, plan.total_steps)
         tokens = sum(map(len, parts))
         speed = tokens / (time.perf_counter() - began)
-        memory = peak_memory(accelerator.device)
-        yield Step(step, step / per_epoch, loss, norm, rate, weight, tokens, speed, memory, row_ids)
+        memory = peak_memory(job.accelerator.device)
+        yield Step(step, step / per_epoch, loss, norm, rate, weight, tokens, speed, memory, row_ids, told)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@
 skill but `pattern` has one turn.
 """
 
+import json
 import random
 import string
 from collections.abc import Callable
@@ -39,7 +40,10 @@ def words(rng: Random, low: int, high: int) -> list[str]:
 
 
 def copy(rng: Random) -> Turns:
-    text = (" " if rng.random() < 0.6 else ", ").join(words(rng, 2, 5))
+    if rng.random() < 0.4:
+        text = rng.choice(rng.choice(REQUESTS)).format(**slots(rng))
+    else:
+        text = (" " if rng.random() < 0.6 else ", ").join(words(rng, 2, 5))
     return one(rng.choice([
         f"Repeat these words: {text}", f"Say this again: {text}", f"Copy the words: {text}",
         f"Please write: {text}",
@@ -229,6 +233,51 @@ def pick(rng: Random) -> Turns:
     ]), items[at])  # fmt: skip
 
 
+def record(rng: Random) -> Turns:
+    """Named values written as JSON, at times with a record in the record."""
+    fields, texts = some_values(rng, rng.randint(1, 3))
+    described = joined(rng, texts)
+    whole: dict[str, object] = fields
+    if rng.random() < 0.4:
+        outer, outer_texts = some_values(rng, rng.randint(0, 1))
+        name = field_name(rng)
+        whole = outer | {name: fields}
+        described = ", ".join([*outer_texts, f"{name} with {described}"])
+    return one(rng.choice([
+        f"Write as JSON: {described}", f"Make a record: {described}", f"Give me JSON with {described}.",
+        f"{described}\nAs JSON please.", f"A record of {described}", f"Turn into JSON: {described}",
+    ]), json.dumps(whole))  # fmt: skip
+
+
+def some_values(rng: Random, count: int) -> tuple[dict[str, object], list[str]]:
+    """Fields with their values, and the words that describe each."""
+    fields: dict[str, object] = {}
+    texts = []
+    while len(fields) < count:
+        key, style = field_name(rng), rng.random()
+        value: object = " ".join(words(rng, 1, 1 if rng.random() < 0.7 else 4))
+        if style < 0.35:
+            value = rng.randint(0, 99)
+        elif style < 0.45:
+            value = rng.random() < 0.5
+        if key not in fields:
+            fields[key] = value
+            texts.append(f"{key} {str(value).lower() if isinstance(value, bool) else value}")
+    return fields, texts
+
+
+def field_name(rng: Random) -> str:
+    names = rng.sample(FIELDS, 2)
+    return names[0] if rng.random() < 0.8 else "_".join(names)
+
+
+def joined(rng: Random, texts: list[str]) -> str:
+    """In a row, "a, b and c" or "a, b, c"."""
+    if len(texts) > 1 and rng.random() < 0.5:
+        return ", ".join(texts[:-1]) + " and " + texts[-1]
+    return ", ".join(texts)
+
+
 def slots(rng: Random) -> dict[str, str]:
     """A fresh value for every kind of slot a pattern's request may use."""
     return {
@@ -308,7 +357,7 @@ def pattern(rng: Random) -> Turns:
 SKILLS: dict[str, Callable[[Random], Turns]] = {
     "facts": facts, "dictionary": dictionary, "units": units, "kind": kind, "following": following, "sort": sort,
     "count": count, "arithmetic": arithmetic, "largest": largest, "compare": compare, "pick": pick,
-    "copy": copy, "pattern": pattern,
+    "copy": copy, "record": record, "pattern": pattern,
 }  # fmt: skip
 PRACTISED = ("following", "copy", "pattern")  # not mastered by a model of this size, and so not claimed
 

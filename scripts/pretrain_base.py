@@ -44,7 +44,7 @@ from transformers import (
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
 WARMUP = 100  # steps
 FIRST_STEPS = 300  # of the first phase, with many drills
-HOLD_STEPS = 900  # at the peak learning rates, which then fall to 0
+HOLD_STEPS = 2400  # at the peak learning rates, which then fall to 0
 PROSE_WEIGHT = 0.3  # of a story's token in the loss: they are many and would outvote the short answers
 
 # --- training -------------------------------------------------------------------------------------
@@ -291,10 +291,9 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument(
         "--stories", type=Path, default=stories, required=stories is None, help="TinyStories, as JSON lines"
     )
-    parser.add_argument("--tool-rows", type=Path, default=RECIPE / "train.jsonl", help="for the tokenizer")
     parser.add_argument("--output", type=Path, default=RECIPE / "base")
     parser.add_argument("--probe", type=Path, default=RECIPE / "probe.jsonl")
-    parser.add_argument("--steps", type=int, default=2400, help="of both phases")
+    parser.add_argument("--steps", type=int, default=6000, help="of both phases")
     parser.add_argument("--batch-tokens", type=int, default=2500)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.005)
@@ -303,7 +302,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--intermediate", type=int, default=432)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--interim", type=Path, help="folder for unfinished models and state")
-    parser.add_argument("--interim-every", type=int, default=300, help="steps")
+    parser.add_argument("--interim-every", type=int, default=1000, help="steps")
     parser.add_argument("--resume", action="store_true", help="continue from the state in --interim")
     return parser.parse_args()
 
@@ -312,7 +311,7 @@ def main() -> None:
     options = options_of_command_line()
     torch.set_num_threads(1)  # two Python threads use the two cores
     texts = [json.loads(line)["text"] for line in options.stories.read_text(encoding="utf-8").splitlines()]
-    tokenizer = train_tokenizer(texts, options.tool_rows)
+    tokenizer = train_tokenizer(texts)
     held_out = hold_out(texts, tokenizer)
     write_probe(held_out, options.probe)
 

@@ -13,15 +13,43 @@ from ftune import model as models
 from ftune.artifacts import files
 from ftune.errors import UserError
 from ftune.methods import METHODS
-from ftune.methods.base import decoder_layers, find_targets, trainable
+from ftune.methods.base import PREFIX, decoder_layers, trainable
+from ftune.methods.targets import find_targets
 from ftune.recipe import ModelSection
-from ftune.settings import FullSettings, LoraSettings
+from ftune.settings import (
+    AdaloraSettings,
+    BitfitSettings,
+    BottleneckSettings,
+    DoraSettings,
+    FullSettings,
+    Ia3Settings,
+    LoraSettings,
+    PrefixTuningSettings,
+    PromptTuningSettings,
+    VeraSettings,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
 
 SETTINGS = {
     "full": FullSettings(),
     "full, last half": FullSettings(layers="last-half"),
+    "dora": DoraSettings(rank=4, alpha=8, dropout=0.0),
+    "dora, patterns": DoraSettings(rank=4, alpha=8, dropout=0.0, rank_pattern={".*mlp.*": 2}, layers="last-half"),
+    "adalora": AdaloraSettings(initial_rank=4, target_rank=2, alpha=8),
+    "vera": VeraSettings(rank=8),
+    "vera, attention": VeraSettings(rank=8, target_modules="attention", layers=[1]),
+    "ia3": Ia3Settings(),
+    "bitfit": BitfitSettings(),
+    "bottleneck, serial": BottleneckSettings(size=4),
+    "bottleneck, parallel": BottleneckSettings(size=4, placement="parallel", activation="gelu", layers="last-half"),
+    "prefix": PrefixTuningSettings(virtual_tokens=3),
+    "prefix, projection": PrefixTuningSettings(virtual_tokens=3, projection=True),
+    "prompt": PromptTuningSettings(virtual_tokens=3),
+    "prompt, deep": PromptTuningSettings(virtual_tokens=3, depth="deep"),
+    "lora, pissa": LoraSettings(rank=4, alpha=8, init="pissa"),
+    "lora, olora, rank-stabilized": LoraSettings(rank=4, alpha=8, init="olora", rank_stabilized=True),
+    "lora, plus": LoraSettings(rank=4, alpha=8, learning_rate_ratio=16.0),
     "lora": LoraSettings(rank=4, alpha=8),
     "lora, rank-stabilized": LoraSettings(rank=4, alpha=8, rank_stabilized=True),
     "lora, attention of one layer": LoraSettings(rank=4, target_modules="attention", layers=[1]),
@@ -146,9 +174,7 @@ def adapter(request, kind, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     METHODS[settings.name].attach(model, settings)
     files.save_adapter(tmp_path / "adapter", randomize(model), make_tokenizer(), settings, str(base), {})
-    assert {files.PREFIX + name for name in trainable(model)} == set(
-        load_file(tmp_path / "adapter" / files.ADAPTER_WEIGHTS)
-    )
+    assert {PREFIX + name for name in trainable(model)} == set(load_file(tmp_path / "adapter" / files.ADAPTER_WEIGHTS))
     return base, tmp_path / "adapter", logits(model)
 
 

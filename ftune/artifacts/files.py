@@ -14,14 +14,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ftune import chat, folder
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
-from ftune.methods.base import Method, trainable
+from ftune.settings import METHOD_NAMES, available
 
 CARD = "ftune.json"
 """Beside the weights: what they were made from. Other programs ignore it."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""PEFT writes every name below its own two wrappers."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,13 @@ def save_adapter(
     base_name: str,
     card: dict[str, Any],
 ) -> None:
-    """Write the adapter folder whole: exactly the trainable tensors, by the names PEFT gives them."""
-    config = METHODS[settings.name].adapter_config(model, settings, base_name)
-    tensors = {PREFIX + name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+    """Write the adapter folder whole: in PEFT's layout where PEFT has the method, else beside our own card alone."""
+    method = METHODS[settings.name]
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in method.tensors(model).items()}
     with folder.atomic_folder(path) as temporary:
         save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if (config := peft_config(model, settings, base_name)) is not None:
+            (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_companions(temporary, model, tokenizer)
         _write_card(temporary, card)
 
@@ -104,7 +103,21 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def peft_config(model: PreTrainedModel, settings: Any, base_name: str) -> dict[str, Any] | None:
+    """The adapter_config.json of PEFT's format; None where PEFT has no such adapter (a deep prompt, a bottleneck)."""
+    make = METHODS[settings.name].peft_config
+    return None if make is None or getattr(settings, "depth", "") == "deep" else make(model, settings, base_name)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether this is an adapter's folder, PEFT's or our own."""
+    return (path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_WEIGHTS).is_file()
+
+
 def read_adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's configuration of an adapter; empty where PEFT has no such adapter and our card says what it is."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return {}
     config = folder.read_json(path / ADAPTER_CONFIG)
     if not isinstance(config, dict) or "peft_type" not in config:
         raise UserError(
@@ -113,50 +126,49 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _method_of(config: dict[str, Any], path: Path) -> tuple[str, Method]:
-    name = str(config["peft_type"]).lower()
-    if name not in METHODS:
-        raise UserError(
-            f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG)
-        )
-    return name, METHODS[name]
+def read_settings(path: Path) -> Any:
+    """What an adapter is: the settings of its method, out of PEFT's configuration or our card."""
+    config = read_adapter_config(path)
+    if not config:
+        card = read_card(path)
+        if "method" not in card:
+            raise UserError(f"neither {ADAPTER_CONFIG} nor {CARD} says what this adapter is", str(path))
+        return available(METHOD_NAMES)[card["method"]["name"]].model_validate({**card["method"], "start_from": None})
+    for method in METHODS.values():
+        if method.is_meant_by(config) and method.settings_of is not None:
+            return method.settings_of(config)
+    raise UserError(
+        f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG)
+    )
 
 
 def read_adapter_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors by our names, without PEFT's prefix."""
+    """The tensors by the names they have in the file."""
     file = path / ADAPTER_WEIGHTS
     if not file.is_file():
         pickled = (path / "adapter_model.bin").exists()
         why = "only a pickle (adapter_model.bin), which could run code" if pickled else f"no {ADAPTER_WEIGHTS}"
         raise UserError(f"{why} in this adapter folder", str(path), "save it as safetensors")
     try:
-        tensors = load_file(file)
+        tensors: dict[str, torch.Tensor] = load_file(file)
     except SafetensorError as error:
         raise UserError(f"damaged file: {error}", str(file), "restore it, or train again") from error
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 @torch.no_grad()
 def load_adapter(model: PreTrainedModel, path: Path) -> Loaded:
     """Put an adapter on its base, strictly: missing, unexpected and misshapen tensors are an error that lists them."""
-    config = read_adapter_config(path)
-    name, method = _method_of(config, path)
-    method.attach(model, method.settings_of(config))
-    tensors, parameters = read_adapter_weights(path), trainable(model)
-    wrong = {
-        "missing": sorted(parameters.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - parameters.keys()),
-        "of another shape": sorted(
-            n for n in tensors.keys() & parameters.keys() if tensors[n].shape != parameters[n].shape
-        ),
-    }
-    if told := "; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names):
-        raise UserError(
-            f"the adapter's tensors do not fit the model: {told}", str(path), "is this the base it was trained on?"
-        )
-    for key, parameter in parameters.items():
-        parameter.copy_(tensors[key])
-    return Loaded(name, len(tensors))
+    settings = read_settings(path)
+    METHODS[settings.name].attach(model, settings)
+    return load_weights(model, settings.name, path)
+
+
+def load_weights(model: PreTrainedModel, method: str, path: Path) -> Loaded:
+    """Put an adapter's tensors on a model that has its method attached."""
+    tensors = read_adapter_weights(path)
+    METHODS[method].load_tensors(model, tensors)
+    return Loaded(method, len(tensors))
 
 
 def adapter_digest(path: Path) -> str:

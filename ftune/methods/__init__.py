@@ -1,11 +1,17 @@
 """The methods, by the name a recipe calls them."""
 
-from typing import cast
-
-from ftune.methods import full, lora
+from ftune.methods import adalora, bitfit, bottleneck, dora, full, ia3, lora, prefix_tuning, prompt_tuning, vera
 from ftune.methods.base import Method
 
 METHODS: dict[str, Method] = {
-    "full": cast(Method, full),
-    "lora": cast(Method, lora),
+    "full": full.METHOD,
+    "lora": lora.METHOD,
+    "dora": dora.METHOD,
+    "adalora": adalora.METHOD,
+    "vera": vera.METHOD,
+    "ia3": ia3.METHOD,
+    "bitfit": bitfit.METHOD,
+    "bottleneck": bottleneck.METHOD,
+    "prefix_tuning": prefix_tuning.METHOD,
+    "prompt_tuning": prompt_tuning.METHOD,
 }

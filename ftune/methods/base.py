@@ -1,39 +1,70 @@
-"""What the methods share: the shape each has, which modules a recipe's `target_modules` and `layers` mean, freezing."""
+"""What the methods share: the shape each has, which layers a recipe means, freezing, and tensors for a file."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftune.errors import Problem, UserError
-from ftune.model import is_linear
+from ftune.errors import UserError
 
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+PREFIX = "base_model.model."
+"""PEFT writes the names of a model's own parameters below its two wrappers."""
 
 
-class Method(Protocol):
-    """A method is a module of this shape: how it goes on and how it folds back, beside its mathematics."""
+class Attach(Protocol):
+    def __call__(self, model: PreTrainedModel, settings: Any, seed: int = 0) -> None: ...
 
-    trains_base: bool
+
+def _never(config: Mapping[str, Any]) -> bool:
+    return False
+
+
+def _no_penalty(model: PreTrainedModel) -> torch.Tensor | None:
+    return None
+
+
+def _nothing(model: PreTrainedModel, step: int, total_steps: int) -> dict[str, float]:
+    return {}
+
+
+def adapter_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Exactly the trainable parameters, by the names PEFT gives them."""
+    return {PREFIX + name: parameter.detach() for name, parameter in trainable(model).items()}
+
+
+def load_adapter_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    copy_strictly({PREFIX + name: parameter for name, parameter in trainable(model).items()}, tensors)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's file offers: how it goes on and how it folds back, beside its mathematics."""
+
+    attach: Attach
+    """Freeze the base and put the method's trainable parameters on, in place."""
+    set_strength: Callable[[PreTrainedModel, float], None]
+    """Scale the effect of what was trained: 0 is the base, 1 the tuned model."""
+    merge: Callable[[PreTrainedModel], None]
+    """Fold what was trained into the base's weights, in place; the model is then a plain one."""
+    trains_base: bool = False
     """Whether the base's own weights are trained (and so held in float32, and saved as a whole model)."""
-
-    def attach(self, model: PreTrainedModel, settings: Any, seed: int = 0) -> None:
-        """Freeze the base and put the method's trainable parameters on, in place."""
-
-    def set_strength(self, model: PreTrainedModel, strength: float) -> None:
-        """Scale the effect of what was trained: 0 is the base, 1 the tuned model."""
-
-    def merge(self, model: PreTrainedModel) -> None:
-        """Fold what was trained into the base's weights, in place; the model is then a plain one."""
-
-    def adapter_config(self, model: PreTrainedModel, settings: Any, base: str) -> dict[str, Any]:
-        """The adapter_config.json of PEFT's format."""
-
-    def settings_of(self, config: dict[str, Any]) -> Any:
-        """The settings that an adapter_config.json means; raises UserError for what this version cannot do."""
+    peft_config: Callable[[PreTrainedModel, Any, str], dict[str, Any]] | None = None
+    """The adapter_config.json of PEFT's format, where PEFT has the method."""
+    is_meant_by: Callable[[Mapping[str, Any]], bool] = _never
+    """Whether an adapter_config.json describes this method."""
+    settings_of: Callable[[Mapping[str, Any]], Any] | None = None
+    """The settings that an adapter_config.json means; raises UserError for what this version cannot do."""
+    tensors: Callable[[PreTrainedModel], dict[str, torch.Tensor]] = adapter_tensors
+    """What the adapter file holds, by the names it has there."""
+    load_tensors: Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], None] = load_adapter_tensors
+    """Put an adapter file's tensors on an attached model, strictly."""
+    penalty: Callable[[PreTrainedModel], torch.Tensor | None] = _no_penalty
+    """What is added to the loss of a step: a scalar with a gradient."""
+    after_step: Callable[[PreTrainedModel, int, int], dict[str, float]] = _nothing
+    """Called after optimizer step `step` of `total_steps`, gradients still there; returns figures to log."""
 
 
 def freeze(model: nn.Module) -> None:
@@ -43,6 +74,48 @@ def freeze(model: nn.Module) -> None:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def training_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint must hold of the model: trainable parameters, and the buffers of adapted modules."""
+    buffers = {
+        f"{path}.{name}": buffer
+        for path, module in modules_of(model, Adapted)
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return {**trainable(model), **buffers}
+
+
+class Adapted(nn.Module):
+    """A frozen module of the base, `base_layer`, with something trained beside it."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.train(base_layer.training)
+
+
+@torch.no_grad()
+def copy_strictly(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy a file's tensors into parameters; missing, unexpected and misshapen ones are an error that lists them."""
+    wrong = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - wanted.keys()),
+        "of another shape": sorted(
+            name for name in tensors.keys() & wanted.keys() if tensors[name].shape != wanted[name].shape
+        ),
+    }
+    if told := "; ".join(
+        f"{kind}: {', '.join(name.removeprefix(PREFIX) for name in names)}" for kind, names in wrong.items() if names
+    ):
+        raise UserError(
+            f"the adapter's tensors do not fit the model: {told}",
+            "adapter_model.safetensors",
+            "is this the base it was trained on?",
+        )
+    for name, parameter in wanted.items():
+        parameter.copy_(tensors[name])
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -78,88 +151,6 @@ def layer_of(path: str, layers_path: str) -> int | None:
     return int(path[len(layers_path) + 1 :].split(".")[0])
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Whether a name (`q_proj`), the end of a path (`self_attn.q_proj`) or a regular expression means this module."""
-    return path == pattern or path.endswith("." + pattern) or re.fullmatch(pattern, path) is not None
-
-
-def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
-    """The value of the first pattern that means this module (rank_pattern, alpha_pattern), else the default."""
-    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)), default)
-
-
-def find_targets(
-    model: PreTrainedModel, target_modules: str | Sequence[str], layers: str | Sequence[int]
-) -> dict[str, nn.Module]:
-    """The linear modules to adapt, by path.
-
-    `all-linear`, `attention` and `mlp` mean those of the transformer layers only: never the output head, never another
-    tower. A pattern that matches nothing is an error that names it.
-    """
-    layers_path, module_list = decoder_layers(model)
-    wanted = layer_indices(layers, len(module_list))
-    linear = {path: module for path, module in model.named_modules() if is_linear(module)}
-    inside = {path: module for path, module in linear.items() if layer_of(path, layers_path) is not None}
-    if isinstance(target_modules, str):
-        found = {path: module for path, module in inside.items() if _is_kind(path, layers_path, target_modules)}
-        if target_modules != "attention":
-            _refuse_fused_experts(model)
-    else:
-        found = _match_all(linear, target_modules)
-        _refuse_tied_head(model, found)
-    chosen = {path: module for path, module in found.items() if layer_of(path, layers_path) in wanted | {None}}
-    if not chosen:
-        raise UserError(
-            f"no module of {type(model).__name__} is to be adapted", "method.target_modules", _available(inside)
-        )
-    return chosen
-
-
-def _is_kind(path: str, layers_path: str, kind: str) -> bool:
-    is_attention = ATTENTION.search(path[len(layers_path) :]) is not None
-    return kind == "all-linear" or is_attention == (kind == "attention")
-
-
-def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
-    problems: list[Problem] = []
-    found: dict[str, nn.Module] = {}
-    for pattern in patterns:
-        try:
-            hits = {path: module for path, module in linear.items() if matches(pattern, path)}
-        except re.error as error:
-            problems.append(Problem(f"{pattern!r} is not a regular expression: {error}", "method.target_modules"))
-            continue
-        if not hits:
-            problems.append(
-                Problem(f"{pattern!r} matches no linear module", "method.target_modules", _available(linear))
-            )
-        found |= hits
-    if problems:
-        raise UserError.collect(problems)
-    return {path: module for path, module in linear.items() if path in found}
-
-
-def _available(linear: dict[str, nn.Module]) -> str:
-    return "the model has " + ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linear}))
-
-
-def _refuse_fused_experts(model: PreTrainedModel) -> None:
-    fused = [name for name, parameter in decoder_layers(model)[1].named_parameters() if parameter.ndim > 2]
-    if fused:
-        raise UserError(
-            f"experts are not adapted (fused parameters, such as {fused[0]})",
-            "method.target_modules",
-            "use target_modules: attention, or name the modules",
-        )
-
-
-def _refuse_tied_head(model: PreTrainedModel, found: dict[str, nn.Module]) -> None:
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    if tied and (path := next((path for path, module in found.items() if module is head), None)):
-        raise UserError(f"{path} shares its weight with the embeddings", "method.target_modules", "leave it out")
-
-
 def modules_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
     """Every module of a class, by path; a list first, so that they can be replaced on the way."""
     return iter([(path, module) for path, module in model.named_modules() if isinstance(module, kind)])
@@ -168,3 +159,29 @@ def modules_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, A
 def like(weight: torch.Tensor) -> dict[str, Any]:
     """Where new trainable weights go: the base weight's device, float32 whatever its dtype."""
     return {"device": weight.device, "dtype": torch.float32}
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """False on the meta device and for fake tensors, whose contents nobody can read."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or isinstance(tensor.data, FakeTensor))
+
+
+def refuse_strength(what: str) -> Callable[[PreTrainedModel, float], None]:
+    """A `set_strength` for what has no scale."""
+
+    def set_strength(model: PreTrainedModel, strength: float) -> None:
+        if strength != 1.0:
+            raise UserError(f"{what} has no strength that could be scaled", "--strength", "leave it at 1")
+
+    return set_strength
+
+
+def refuse_merge(why: str) -> Callable[[PreTrainedModel], None]:
+    """A `merge` for what cannot be folded into weights."""
+
+    def merge(model: PreTrainedModel) -> None:
+        raise UserError(f"this adapter cannot be merged: {why}", "merge", "serve the adapter itself")
+
+    return merge

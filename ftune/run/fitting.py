@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from ftune import checkpoint, console, folder, schedule, train
 from ftune.errors import ExitCode, Interrupted, RunError, UserError
 from ftune.folder import RunFolder
-from ftune.methods.base import trainable
+from ftune.methods import METHODS
+from ftune.methods.base import training_state
 from ftune.objectives import OBJECTIVES, sft
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
@@ -54,12 +55,11 @@ def fit(
     """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way."""
     training, total = settings.training, inputs.plan.total_steps
     optimizer = train.make_optimizer(model, training)
-    parameters = trainable(model)
-    start = resume_from(run, parameters, optimizer, made_from)
+    state = training_state(model)
+    start = resume_from(run, state, optimizer, made_from)
     per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
-    steps = train.train(
-        model, inputs.train.examples, OBJECTIVES[settings.objective.name], optimizer, inputs.plan, accelerator, start
-    )
+    job = train.Job(model, METHODS[settings.method.name], OBJECTIVES[settings.objective.name], optimizer, accelerator)
+    steps = train.train(job, inputs.train.examples, inputs.plan, start)
     with run.metrics.open("a", encoding="utf-8") as metrics, console.training_progress(total, start) as progress:
 
         def write(line: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def fit(
                 loss = train.mean_loss(model, inputs.validation.examples, inputs.plan, sft.token_losses)
                 write({"step": step.step, "validation_loss": loss})
             if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
-                checkpoint.save(run.checkpoints, step.step, parameters, optimizer, made_from, training.keep_checkpoints)
+                checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, training.keep_checkpoints)
             if stop.signal is not None:
                 raise interrupted(stop.signal, step.step, total, run)
 
@@ -93,7 +93,7 @@ def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupt
     return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
 
 
-def resume_from(run: RunFolder, parameters: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]) -> int:
+def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]) -> int:
     """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
     found = checkpoint.latest(run.checkpoints)
     step = 0
@@ -102,7 +102,7 @@ def resume_from(run: RunFolder, parameters: Any, optimizer: torch.optim.Optimize
             raise UserError(
                 f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
             )
-        checkpoint.restore(found, parameters, optimizer)
+        checkpoint.restore(found, state, optimizer)
         step = found.step
         console.note(f"resuming after step {step}")
     if run.metrics.exists():

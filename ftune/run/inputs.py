@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import data, folder, model, plan, probe, schedule
+from ftune.artifacts import files
 from ftune.data import Dataset
 from ftune.errors import Problem, UserError
 from ftune.evaluate import has_answer
@@ -18,6 +19,7 @@ from ftune.methods import METHODS
 from ftune.plan import Prediction
 from ftune.probe import Probe
 from ftune.recipe import Recipe
+from ftune.settings import MethodSettings
 from ftune.train import TrainingPlan
 
 
@@ -53,9 +55,10 @@ class Collector:
 
 
 def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
-    """The recipe's rules for rows; no row may be longer than the model's context."""
+    """The recipe's rules for rows; no row, with virtual tokens in front, may be longer than the model's context."""
     section = recipe.data
-    limit = min(section.max_length, max_positions or section.max_length)
+    in_front = getattr(recipe.method, "virtual_tokens", 0)
+    limit = min(section.max_length, (max_positions or section.max_length + in_front) - in_front)
     return data.Rules(section.format, section.columns, limit, section.too_long, section.on_bad_row)
 
 
@@ -142,20 +145,45 @@ def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
         "base": model.fingerprint(recipe.model),
         "data": {str(path): folder.sha256_file(path) for path in paths if isinstance(path, Path)},
         "template": hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+        "start_from": files.adapter_digest(recipe.method.start_from) if recipe.method.start_from else None,
     }
 
 
 def build_model(recipe: Recipe, run_plan: TrainingPlan, device: torch.device) -> tuple[Any, dict[str, int]]:
-    """The base with the method attached, ready to train, and the hash of each base tensor before training."""
+    """The base with the method attached, ready to train, and the hash of each of its tensors before training."""
     method = METHODS[recipe.method.name]
     dtype = model.base_dtype(recipe.model, device, method.trains_base)
     base = model.load_base(recipe.model, dtype, device)
+    method.attach(base, recipe.method, recipe.training.seed)
+    if recipe.method.start_from is not None:
+        start_from(base, recipe.method)
     if run_plan.packing:
         model.prove_packing(base, recipe.model.attention)
-    method.attach(base, recipe.method, recipe.training.seed)
     if plan.is_checkpointed(recipe, base):
         base.activation_checkpointing_enable({"use_reentrant": False})
     return base, hashes(base)
+
+
+def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
+    """Begin with an adapter that was trained before, of the same method and shape."""
+    assert settings.start_from is not None
+    found = files.read_settings(settings.start_from)
+    if found.name != settings.name:
+        raise UserError(
+            f"{settings.start_from} is an adapter of {found.name}", "method.start_from", f"take method {found.name}"
+        )
+    differing = [
+        f"{key}: {getattr(found, key)} there, {getattr(settings, key)} here"
+        for key in ("alpha", "rank_stabilized", "initial_rank", "feedforward_modules")
+        if hasattr(found, key) and getattr(found, key) != getattr(settings, key)
+    ]
+    if differing:
+        raise UserError(
+            f"that adapter was trained with other settings ({'; '.join(differing)})",
+            "method.start_from",
+            "give this recipe the settings of the adapter",
+        )
+    files.load_weights(base, settings.name, settings.start_from)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None
         if adapter is None and not run.merged.is_dir():
             raise UserError("this run has saved nothing yet", str(path), "finish it with ftune train RECIPE --resume")
         return Target(path, loaded.model, adapter, tuned, loaded, run)
-    if (path / files.ADAPTER_CONFIG).is_file():
+    if files.is_adapter(path):
         parent = RunFolder(path.parent)
         found = given or (recipe.load(parent.recipe) if parent.is_run else None)
         return Target(path, _base_of_adapter(path, base, found), path, None, found, None)
@@ -43,7 +43,7 @@ def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None
     raise UserError(
         "neither a run, an adapter nor a model folder",
         str(path),
-        "it should hold recipe.yaml, adapter_config.json or config.json",
+        "it should hold recipe.yaml, adapter_model.safetensors or config.json",
     )
 
 
