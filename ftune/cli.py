@@ -56,10 +56,11 @@ def schema() -> None:
 @app.command()
 def methods(json: Json = False) -> None:
     """Print the table of methods."""
-    from ftune.settings import METHOD_NAMES
+    from ftune.settings import ABILITIES, METHOD_NAMES
 
     rows = [
         {"name": n, "description": e.description, "papers": list(e.papers), "available": e.settings is not None}
+        | {ability: getattr(e.abilities, ability) for ability in ABILITIES}
         for n, e in METHOD_NAMES.items()
     ]
     console.print_json({"methods": rows}) if json else console.print_methods(rows)

@@ -15,6 +15,7 @@ from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.model import base_dtype, hidden_states, shape_of
 from ftune.recipe import Recipe
+from ftune.settings import METHOD_NAMES
 from ftune.train import TrainingPlan, attending
 
 CARDS = {
@@ -160,7 +161,8 @@ def make_plan(
 def is_checkpointed(recipe: Recipe, model: PreTrainedModel) -> bool:
     """Whether activations are computed again in the backward pass: as asked, or for large models."""
     asked = recipe.training.gradient_checkpointing
-    return bool(model.num_parameters() >= CHECKPOINTING_PARAMETERS) if asked == "auto" else bool(asked)
+    is_possible = recipe.data.packing or METHOD_NAMES[recipe.method.name].abilities.checkpointing
+    return bool(is_possible and model.num_parameters() >= CHECKPOINTING_PARAMETERS) if asked == "auto" else bool(asked)
 
 
 def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:

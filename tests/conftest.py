@@ -47,14 +47,19 @@ def make_tokenizer(
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
-    "gpt2": {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt2": {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 512, "num_key_value_heads": 4},
 }
 """The architectures that the contract runs over; layers are not square on purpose."""
+KINDS = ["llama", "llama tied", "qwen2", "qwen2 tied", "gpt2", "gpt2 untied"]
+"""With the output head on a weight of its own, or on that of the embeddings."""
 
 
 def make_model(kind: str = "llama", seed: int = 0, scale: float = 1.0, **changes: Any) -> PreTrainedModel:
     """A random model of an architecture, 2 layers of width 64; `scale` multiplies its matrices."""
     torch.manual_seed(seed)
+    kind, _, tie = kind.partition(" ")
+    if tie:
+        changes = {"tie_word_embeddings": tie == "tied", **changes}
     shape: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 128,

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ftune import folder, recipe, train
 from ftune.artifacts import files
 from ftune.errors import Interrupted, RunError, UserError
+from ftune.methods.base import PREFIX
 from ftune.run import fitting
 from ftune.run.training import train_run
 
@@ -67,7 +68,7 @@ def test_manifest_tells_what_was_trained_changed_and_saved(workspace):
     before = folder.checksums(workspace / "base")
     _, path = run(workspace)
     manifest = folder.read_json(path / "manifest.json")
-    saved = {name.removeprefix(files.PREFIX) for name in load_file(path / "adapter" / files.ADAPTER_WEIGHTS)}
+    saved = {name.removeprefix(PREFIX) for name in load_file(path / "adapter" / files.ADAPTER_WEIGHTS)}
     assert set(manifest["trainable"]) == set(manifest["changed"]) == set(manifest["saved"]) == saved
     assert manifest["dtypes"] == ["float32"]
     assert folder.checksums(workspace / "base") == before == manifest["base"]

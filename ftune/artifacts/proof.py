@@ -11,7 +11,9 @@ from ftune import model as models
 from ftune.artifacts import files
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
+from ftune.methods.base import check_merging
 from ftune.recipe import ModelSection
+from ftune.settings import METHOD_NAMES
 
 Logits = list[torch.Tensor]
 
@@ -64,13 +66,17 @@ def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_
     """
     dtype = next(tuned.parameters()).dtype
     ours = reference(tuned)
-    METHODS[method].merge(tuned)
+    merged = None
+    if METHOD_NAMES[method].abilities.merging:
+        METHODS[method].merge(tuned)
+        merged = models.max_difference(reference(tuned), ours)
     return Proof(
         adapter_live=is_live(ours, base),
         keys_loaded=keys_loaded,
         reload_max_diff=None if live is None else models.max_difference(ours, live),
-        merged_max_diff=models.max_difference(reference(tuned), ours),
+        merged_max_diff=merged,
         tolerance=models.tolerance(dtype, ours),
+        reason="" if merged is not None else f"an adapter of {method} cannot be merged",
     )
 
 
@@ -104,6 +110,7 @@ def merge(
 
     Raises UserError for the wrong base or an adapter that is in it already, RunError when merged and adapter differ.
     """
+    check_merging(files.read_settings(adapter).name)
     card, digest = files.read_card(adapter), files.adapter_digest(adapter)
     base_card = files.read_card(settings.base) if isinstance(settings.base, Path) else {}
     fingerprint = models.fingerprint(settings)

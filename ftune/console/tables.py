@@ -15,6 +15,14 @@ from ftune.quantities import format_bytes, format_count
 
 PEAKS = ("training_peak", "evaluation_peak", "merge_peak")
 WIDE = 72  # columns
+ABILITY_HEADINGS = (
+    ("merging", "merges"),
+    ("quantized", "4 bits"),
+    ("checkpointing", "recompute"),
+    ("packing", "packing"),
+    ("peft", "PEFT files"),
+    ("vllm", "in vLLM"),
+)
 Fact = tuple[str, str | Text]
 
 
@@ -100,6 +108,10 @@ def print_methods(methods: Sequence[Mapping[str, Any]]) -> None:
             mark(True) if is_here else Text("later", style="dim"),
         )
     print_titled("Methods", table)
+    possible = new_table("name", *(heading for _, heading in ABILITY_HEADINGS))
+    for method in methods:
+        possible.add_row(str(method["name"]), *(mark(bool(method[key])) for key, _ in ABILITY_HEADINGS))
+    print_titled("What goes with them", possible)
 
 
 def _steps(steps: Mapping[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftune.errors import UserError
+from ftune.settings import METHOD_NAMES
 
 PREFIX = "base_model.model."
 """PEFT writes the names of a model's own parameters below its two wrappers."""
@@ -178,10 +179,12 @@ def refuse_strength(what: str) -> Callable[[PreTrainedModel, float], None]:
     return set_strength
 
 
-def refuse_merge(why: str) -> Callable[[PreTrainedModel], None]:
+def check_merging(name: str) -> None:
+    """Raise UserError for a method that cannot be folded into weights."""
+    if obstacle := METHOD_NAMES[name].abilities.obstacle_to_merging:
+        raise UserError(f"an adapter of {name} cannot be merged: {obstacle}", "merge", "serve the adapter itself")
+
+
+def refuse_merge(name: str) -> Callable[[PreTrainedModel], None]:
     """A `merge` for what cannot be folded into weights."""
-
-    def merge(model: PreTrainedModel) -> None:
-        raise UserError(f"this adapter cannot be merged: {why}", "merge", "serve the adapter itself")
-
-    return merge
+    return lambda model: check_merging(name)

@@ -22,7 +22,11 @@ from ftune.model import is_linear
 from ftune.settings import BottleneckSettings
 
 PARALLEL_SCALE = 4.0
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
 
 
 class Bottleneck(base.Adapted):
@@ -98,5 +102,5 @@ def set_strength(model: PreTrainedModel, strength: float) -> None:
 METHOD = base.Method(
     attach=attach,
     set_strength=set_strength,
-    merge=base.refuse_merge("a bottleneck computes on activations, which no weight of the base can hold"),
+    merge=base.refuse_merge("bottleneck"),
 )

@@ -25,7 +25,7 @@ class DoraLinear(lora.LoraLinear):
 
     def __init__(self, base_layer: Any, rank: int, alpha: float, settings: DoraSettings) -> None:
         super().__init__(base_layer, rank, alpha, settings)
-        squared = self.matrix().float().square().sum(dim=1)
+        squared = self.matrix().float().square().sum(dim=1).detach()
         self.register_buffer("base_norm_squared", squared, persistent=False)
         self.lora_magnitude_vector = nn.Parameter(squared.clamp_min(SMALLEST_NORM**2).sqrt())
 

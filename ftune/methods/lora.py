@@ -166,6 +166,18 @@ def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return found
 
 
+def load_tensors(model: PreTrainedModel, found: Mapping[str, torch.Tensor]) -> None:
+    """PEFT saves adapted embeddings themselves beside their update; they must be the base's own."""
+    own = dict(model.named_parameters())
+    beside = [name for name in found if name.endswith(".base_layer.weight") and name.removeprefix(base.PREFIX) in own]
+    for name in beside:
+        weight = own[name.removeprefix(base.PREFIX)]
+        if found[name].shape != weight.shape or not torch.equal(found[name].to(weight), weight):
+            what = f"this adapter brings {name}, which differs from the base's"
+            raise UserError(what, "adapter_model.safetensors", "were embeddings resized or trained with it?")
+    base.load_adapter_tensors(model, {name: tensor for name, tensor in found.items() if name not in beside})
+
+
 def peft_config(model: PreTrainedModel, settings: LowRankSettings, base_name: str) -> dict[str, Any]:
     layers = {path: layer for kind in (LoraLinear, LoraEmbedding) for path, layer in base.modules_of(model, kind)}
     rank_stabilized = getattr(settings, "rank_stabilized", False)
@@ -244,4 +256,5 @@ METHOD = base.Method(
     is_meant_by=lambda config: config["peft_type"] == "LORA" and not config.get("use_dora"),
     settings_of=settings_of,
     tensors=tensors,
+    load_tensors=load_tensors,
 )

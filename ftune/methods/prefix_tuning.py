@@ -39,7 +39,8 @@ class Prefix:
     def __init__(self, model: PreTrainedModel, settings: PrefixTuningSettings) -> None:
         self.model, self.count = model, settings.virtual_tokens
         self.layers, self.heads, self.size = key_value_shape(model)
-        virtual.hook(model, self.before, None)
+        self.is_cache_wanted = True
+        virtual.hook(model, self.before, self.after)
 
     def states(self, batch: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """For each layer its keys and its values: (batch, heads, v, size)."""
@@ -60,7 +61,14 @@ class Prefix:
             for index, (keys, values) in enumerate(self.states(len(ids), dtype)):
                 cache.update(keys, values, index)
             keywords["past_key_values"] = cache
+            self.is_cache_wanted = keywords.get("use_cache") is not False
         return keywords
+
+    def after(self, output: Any) -> Any:
+        """Who wants no cache must not be handed the one that carried the prefix."""
+        if not self.is_cache_wanted:
+            output.past_key_values = None
+        return output
 
 
 def key_value_shape(model: PreTrainedModel) -> tuple[int, int, int]:
@@ -145,7 +153,7 @@ def settings_of(config: Mapping[str, Any]) -> PrefixTuningSettings:
 METHOD = base.Method(
     attach=attach,
     set_strength=base.refuse_strength("a prefix"),
-    merge=base.refuse_merge("a prefix is keys and values, which no weight of the base can hold"),
+    merge=base.refuse_merge("prefix_tuning"),
     peft_config=peft_config,
     is_meant_by=lambda config: config["peft_type"] == "PREFIX_TUNING",
     settings_of=settings_of,

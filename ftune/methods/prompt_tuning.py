@@ -94,7 +94,7 @@ def settings_of(config: Mapping[str, Any]) -> PromptTuningSettings:
 METHOD = base.Method(
     attach=attach,
     set_strength=base.refuse_strength("a prompt"),
-    merge=base.refuse_merge("a prompt is input, which no weight of the base can hold"),
+    merge=base.refuse_merge("prompt_tuning"),
     peft_config=peft_config,
     is_meant_by=lambda config: config["peft_type"] == "PROMPT_TUNING",
     settings_of=settings_of,

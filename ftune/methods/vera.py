@@ -1,6 +1,6 @@
 """VeRA, Kopiczko et al. 2023 (arXiv 2310.11454): two trained vectors a layer over random matrices all layers share.
 
-    h = W x + b * (B (d * (A dropout(x))))    A: (r, in), B: (out, r) random, frozen   d: (r,) from 0.1   b: (out,) from 0
+    h = W x + b * (B (d * (A dropout(x))))  A: (r, in), B: (out, r) random, frozen   d: (r,) from 0.1   b: (out,) from 0
 
 A and B are as large as the largest adapted layer; a smaller one uses their first columns and rows. They are saved with
 the adapter (PEFT's `vera_A`, `vera_B`), so that no random generator need agree.

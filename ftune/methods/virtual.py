@@ -44,14 +44,13 @@ def is_first_pass(keywords: Keywords) -> bool:
     return cache is None or cache.get_seq_length() == 0
 
 
-def hook(model: PreTrainedModel, before: Callable[[Keywords], Keywords], after: Callable[[Any], Any] | None) -> None:
+def hook(model: PreTrainedModel, before: Callable[[Keywords], Keywords], after: Callable[[Any], Any]) -> None:
     """Let `before` change the decoder's keyword arguments, and `after` its output."""
     decoder = model.base_model
     decoder.register_forward_pre_hook(
         lambda module, arguments, keywords: ((), before(with_keywords(arguments, keywords))), with_kwargs=True
     )
-    if after is not None:
-        decoder.register_forward_hook(lambda module, inputs, output: after(output))
+    decoder.register_forward_hook(lambda module, inputs, output: after(output))
 
 
 class InFront:

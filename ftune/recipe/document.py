@@ -40,6 +40,7 @@ for _name, _pattern, _first in (
     ("bool", BOOLEAN, "tTfF"),
     ("int", INTEGER, "-+0123456789"),
     ("float", FLOAT, "-+.0123456789"),
+    ("merge", re.compile("<<"), "<"),
 ):
     _CoreLoader.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), [*_first, ""])
 
@@ -200,7 +201,7 @@ def _value(node: yaml.Node, path: KeyPath, document: Document, place: Place) -> 
         return items
     if isinstance(node, yaml.ScalarNode):
         text: str = node.value
-        if node.tag == TAG + "str" and (whole := _without_surrogates(text)) is not None:
+        if node.tag in (TAG + "str", TAG + "merge") and (whole := _without_surrogates(text)) is not None:
             return whole
         if node.tag == TAG + "null" and NULL.fullmatch(text):
             return None
@@ -235,7 +236,7 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document, place: P
         key = _without_surrogates(key_node.value) if is_text else None
         if key is None:
             document.tell(path, "a key must be plain text", "", here)
-        elif key == "<<":
+        elif key_node.tag == TAG + "merge":
             document.tell(path, NO_SHARING, "write the values out", here)
         elif key in values:
             first = document.places[*path, key].line

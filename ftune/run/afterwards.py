@@ -74,7 +74,8 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     base_logits = proof.reference(base)
     measured = evidence.gather(settings, inputs, base, tuned)
     proved = proof.prove_tuned(tuned, base_logits, None, keys_loaded, method)
-    proved = replace(proved, reason="reload_max_diff is measured while training only")
+    reasons = [proved.reason, "reload_max_diff is measured while training only"]
+    proved = replace(proved, reason="; ".join(filter(None, reasons)))
     if target.run is None or not target.run.is_complete:
         return training.report_of(settings, inputs, measured, proved, {})
     old = folder.read_json(target.run.report)
@@ -151,7 +152,8 @@ def _prove_logits(
     add(
         "adapter_live", proved.adapter_live, "differs from the base" if proved.adapter_live else "adapter has no effect"
     )
-    assert proved.merged_max_diff is not None
+    if proved.merged_max_diff is None:
+        return
     told = f"merged and adapter logits differ by {proved.merged_max_diff:.2g} (limit {proved.tolerance:.2g})"
     add("merge", proved.merged_max_diff <= proved.tolerance, told)
     if target.run is not None and target.adapter is not None and target.run.merged.is_dir():

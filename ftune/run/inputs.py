@@ -19,7 +19,7 @@ from ftune.methods import METHODS
 from ftune.plan import Prediction
 from ftune.probe import Probe
 from ftune.recipe import Recipe
-from ftune.settings import MethodSettings
+from ftune.settings import METHOD_NAMES, MethodSettings
 from ftune.train import TrainingPlan
 
 
@@ -73,6 +73,8 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     """All inputs of a recipe, or None when the collector found problems."""
     tokenizer = facts = train = prediction = None
     with collector.stage():
+        check_abilities(recipe)
+    with collector.stage():
         facts = model.facts(recipe.model)
     with collector.stage():
         tokenizer = model.load_tokenizer(recipe.model)
@@ -111,6 +113,23 @@ def require(recipe: Recipe) -> Inputs:
     if inputs is None:
         raise UserError.collect(collector.problems)
     return inputs
+
+
+def check_abilities(recipe: Recipe) -> None:
+    """What the method cannot be put together with, told by name before anything is loaded."""
+    name, abilities = recipe.method.name, METHOD_NAMES[recipe.method.name].abilities
+    problems = []
+    if recipe.output.save != "adapter" and not abilities.merging:
+        what = f"an adapter of {name} cannot be merged: {abilities.obstacle_to_merging}"
+        problems.append(Problem(what, f"output.save: {recipe.output.save}", "set output.save: adapter"))
+    if recipe.model.quantization != "none" and not abilities.quantized:
+        what = f"{name} trains the base's own weights, which a quantized base does not have"
+        problems.append(Problem(what, f"model.quantization: {recipe.model.quantization}", "take qlora"))
+    if recipe.training.gradient_checkpointing is True and not (abilities.checkpointing or recipe.data.packing):
+        what = f"{name} without packing loses its prefix when activations are computed again"
+        problems.append(Problem(what, "training.gradient_checkpointing", "set data.packing: true, or this to false"))
+    if problems:
+        raise UserError.collect(problems)
 
 
 def check_scorable(recipe: Recipe, test: Dataset | None) -> None:

@@ -1,67 +1,23 @@
-"""One settings class per method and objective: plain data that the recipe validates and the methods read."""
+"""One settings class per method: plain data that the recipe validates and the method reads."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
-class Settings(BaseModel):
-    """Frozen, strict and closed: what was validated is what the code uses, to the end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _number_from_text(value: object) -> object:
-    """A quoted "1e-4" means what it says; any other text is left for the type check to refuse."""
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
-
-
-def absolute(value: str, info: ValidationInfo) -> Path:
-    """Relative paths are relative to the recipe's folder, which the loader gives as context.
-
-    The file's own name stays as it is written, also where it is a link: its ending says what it holds.
-    """
-    folder: Path = (info.context or {}).get("folder") or Path.cwd()
-    try:
-        path = Path(folder, Path(value).expanduser())
-    except RuntimeError as error:
-        raise PydanticCustomError("path_type", "a path; write ./~ for a name that begins with ~") from error
-    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
-
-
-def _file_path(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise PydanticCustomError("path_type", "a path")
-    return absolute(value, info)
-
-
-def _compilable(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise PydanticCustomError("expression", "a regular expression ({why})", {"why": str(error)}) from error
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number_from_text)]
-FilePath = Annotated[Path, BeforeValidator(_file_path)]
-Expression = Annotated[str, AfterValidator(_compilable)]
-Rank = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number_from_text)]
-LayerIndices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number_from_text)]
-Dropout = Share
-DROPOUT = "share of the adapter's inputs dropped in training"
-ModuleNames = Annotated[tuple[Expression, ...], Field(strict=False, min_length=1)]
+from ftune.settings.fields import (
+    DROPOUT,
+    Dropout,
+    Expression,
+    FilePath,
+    LayerIndices,
+    ModuleNames,
+    Number,
+    Positive,
+    Rank,
+    Settings,
+    Share,
+)
 
 
 class MethodSettings(Settings):
@@ -208,72 +164,3 @@ class PromptTuningSettings(VirtualTokenSettings):
     name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
     depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
     init_text: str | None = Field(None, min_length=1, description="the text they start as; null = random tokens")
-
-
-class ObjectiveSettings(Settings):
-    name: str
-
-
-class SftSettings(ObjectiveSettings):
-    name: Literal["sft"] = Field("sft", description="supervised fine-tuning: predict the answer's tokens")
-
-
-S = TypeVar("S", bound=Settings)
-
-
-@dataclass(frozen=True)
-class Entry(Generic[S]):
-    """One line of a table of names: what it is, its papers on arXiv, its settings where it is available."""
-
-    description: str
-    papers: tuple[str, ...] = ()
-    settings: type[S] | None = None
-
-
-METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
-    "full": Entry("trains every weight; the most to learn, to store and to forget", (), FullSettings),
-    "linear_probe": Entry("trains a new head on frozen features"),
-    "lora": Entry(
-        "trains low-rank matrices beside the linear layers; the usual choice",
-        ("2106.09685", "2312.03732"),
-        LoraSettings,
-    ),
-    "qlora": Entry("is lora over a base in 4 bits; for a model that hardly fits", ("2305.14314",)),
-    "dora": Entry("is lora for the direction of each weight, plus its magnitude", ("2402.09353",), DoraSettings),
-    "adalora": Entry("spends a shrinking rank budget where it matters most", ("2303.10512",), AdaloraSettings),
-    "vera": Entry("trains two vectors over shared random matrices; very small adapters", ("2310.11454",), VeraSettings),
-    "ia3": Entry("trains scales of keys, values and MLP activations", ("2205.05638",), Ia3Settings),
-    "bitfit": Entry("trains the biases alone", ("2106.10199",), BitfitSettings),
-    "bottleneck": Entry(
-        "trains small layers down, up and around, after or beside each block",
-        ("1902.00751", "2110.04366"),
-        BottleneckSettings,
-    ),
-    "prefix_tuning": Entry("trains keys and values in front of every layer", ("2101.00190",), PrefixTuningSettings),
-    "prompt_tuning": Entry(
-        "trains input embeddings in front of the text", ("2104.08691", "2110.07602"), PromptTuningSettings
-    ),
-}
-OBJECTIVE_NAMES: Mapping[str, Entry[ObjectiveSettings]] = {
-    "sft": Entry("supervised fine-tuning on answers", (), SftSettings),
-    "classification": Entry("a label for a text"),
-    "dpo": Entry("preferences between two answers", ("2305.18290",)),
-    "grpo": Entry("rewards for sampled answers", ("2402.03300",)),
-}
-
-
-def available(table: Mapping[str, Entry[S]]) -> dict[str, type[S]]:
-    """The names of a table that this version can do, with their settings classes."""
-    return {name: entry.settings for name, entry in table.items() if entry.settings}
-
-
-def _one_of(table: Mapping[str, Entry[Any]]) -> Any:
-    return Annotated[Union[tuple(available(table).values())], Field(discriminator="name")]  # noqa: UP007
-
-
-if TYPE_CHECKING:
-    AnyMethod = MethodSettings
-    AnyObjective = ObjectiveSettings
-else:
-    AnyMethod = _one_of(METHOD_NAMES)
-    AnyObjective = _one_of(OBJECTIVE_NAMES)

@@ -1,0 +1,63 @@
+"""Settings: plain data that the recipe validates and the rest of ftune reads. Imports no torch."""
+
+from ftune.settings.fields import NUMBER, FilePath, Number, Positive, Settings, absolute
+from ftune.settings.methods import (
+    AdaloraSettings,
+    BitfitSettings,
+    BottleneckSettings,
+    DoraSettings,
+    FullSettings,
+    Ia3Settings,
+    LoraSettings,
+    LowRankSettings,
+    MethodSettings,
+    PrefixTuningSettings,
+    PromptTuningSettings,
+    TargetedSettings,
+    VeraSettings,
+    VirtualTokenSettings,
+)
+from ftune.settings.objectives import ObjectiveSettings, SftSettings
+from ftune.settings.table import (
+    ABILITIES,
+    METHOD_NAMES,
+    OBJECTIVE_NAMES,
+    Abilities,
+    AnyMethod,
+    AnyObjective,
+    Entry,
+    available,
+)
+
+__all__ = [
+    "ABILITIES",
+    "METHOD_NAMES",
+    "NUMBER",
+    "OBJECTIVE_NAMES",
+    "Abilities",
+    "AdaloraSettings",
+    "AnyMethod",
+    "AnyObjective",
+    "BitfitSettings",
+    "BottleneckSettings",
+    "DoraSettings",
+    "Entry",
+    "FilePath",
+    "FullSettings",
+    "Ia3Settings",
+    "LoraSettings",
+    "LowRankSettings",
+    "MethodSettings",
+    "Number",
+    "ObjectiveSettings",
+    "Positive",
+    "PrefixTuningSettings",
+    "PromptTuningSettings",
+    "Settings",
+    "SftSettings",
+    "TargetedSettings",
+    "VeraSettings",
+    "VirtualTokenSettings",
+    "absolute",
+    "available",
+]

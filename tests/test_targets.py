@@ -1,0 +1,52 @@
+"""Which modules a recipe's target_modules and layers mean, on any architecture."""
+
+import pytest
+from conftest import SHAPES, make_model
+
+from ftune.errors import UserError
+from ftune.methods.base import decoder_layers
+from ftune.methods.targets import find_targets
+
+
+@pytest.mark.parametrize(("name", "count"), [("all-linear", 14), ("attention", 8), ("mlp", 6)])
+def test_named_groups_mean_the_layers_modules_and_never_the_head(name, count):
+    """Case 55."""
+    targets = find_targets(make_model(), name, "all")
+    assert len(targets) == count
+    assert not any("lm_head" in path or "embed" in path for path in targets)
+    assert len(find_targets(make_model(), name, "last-half")) == count // 2
+
+
+def test_pattern_that_matches_nothing_is_named():
+    """Case 54."""
+    with pytest.raises(UserError, match="'typo_proj' matches no linear module") as caught:
+        find_targets(make_model(), ["q_proj", "typo_proj"], "all")
+    assert "q_proj" in caught.value.problems[0].hint
+    assert len(find_targets(make_model(), ["q_proj"], "all")) == 2
+    assert len(find_targets(make_model(), [r".*layers\.1.*(q|k)_proj"], "all")) == 2
+
+
+def test_layer_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="layer 7 does not exist"):
+        find_targets(make_model(), "all-linear", [0, 7])
+
+
+def test_fused_experts_are_refused_by_name():
+    """Case 56."""
+    mixture = make_model("qwen3_moe", head_dim=16, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2)
+    with pytest.raises(UserError, match="experts are not adapted"):
+        find_targets(mixture, "all-linear", "all")
+    assert len(find_targets(mixture, "attention", "all")) == 8
+
+
+def test_tied_head_is_refused():
+    """Case 60."""
+    with pytest.raises(UserError, match="shares its weight"):
+        find_targets(make_model(tie_word_embeddings=True), ["lm_head"], "all")
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_layers_are_found_on_every_architecture(kind):
+    path, layers = decoder_layers(make_model(kind))
+    assert len(layers) == 2
+    assert path in ("model.layers", "transformer.h")
