@@ -260,11 +260,12 @@ class ModelFacts:
 
     vocab_size: int
     max_positions: int | None
+    width: int
 
 
 def facts(settings: ModelSection) -> ModelFacts:
     config = load_config(settings).get_text_config()
-    return ModelFacts(config.vocab_size, getattr(config, "max_position_embeddings", None))
+    return ModelFacts(config.vocab_size, getattr(config, "max_position_embeddings", None), config.hidden_size)
 
 
 def is_linear(module: nn.Module) -> bool:

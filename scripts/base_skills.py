@@ -359,7 +359,7 @@ SKILLS: dict[str, Callable[[Random], Turns]] = {
     "count": count, "arithmetic": arithmetic, "largest": largest, "compare": compare, "pick": pick,
     "copy": copy, "record": record, "pattern": pattern,
 }  # fmt: skip
-PRACTISED = ("following", "copy", "pattern")  # not mastered by a model of this size, and so not claimed
+PRACTISED = ("following", "compare", "record", "pattern")  # not mastered by a model of this size, and so not claimed
 
 
 def drill(rng: Random) -> list[str]:

@@ -260,18 +260,17 @@ minutes, able enough that forgetting shows.
 `scripts/pretrain_base.py` makes it from nothing, with fixed seeds and steps: a byte-level BPE tokenizer with
 single digits, requests and answers that `scripts/base_skills.py` generates (ours, Apache-2.0), made-up
 stories from a grammar of ours, and the stories in TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0; 103 rows
-of its train split). The tool calls of `recipes/quickstart/` shaped the tokenizer's vocabulary and are not in
-the training data.
+of its train split). The tool calls of `recipes/quickstart/` are not in the training data.
 
 Exact match of greedy answers on 200 held-out requests a skill, which never occur in training, as the script
 printed it:
 
 {table}
 
-`following` (the next or previous day, month, letter or number), `copy` (repeat a short list) and `pattern`
-(continue a made-up format from earlier turns) are practised but not mastered, and are not in the forgetting
-probe `recipes/quickstart/probe.jsonl`. Names, towns and facts are invented. It knows a few hundred words, and is
-of no use beyond this quickstart.
+`following` (the next or previous day, month, letter or number), `compare` (is a bigger than b), `record` (write
+named values as JSON) and `pattern` (continue a made-up format from earlier turns) are practised but not mastered,
+and are not in the forgetting probe `recipes/quickstart/probe.jsonl`. Names, towns and facts are invented. It knows
+a few hundred words, and is of no use beyond this quickstart.
 """
 
 

@@ -16,7 +16,6 @@ from pydantic_core import PydanticCustomError
 
 from ftune.recipe.document import SHORT_FORMS
 from ftune.settings import (
-    METHOD_NAMES,
     AnyMethod,
     AnyObjective,
     FilePath,
@@ -99,7 +98,9 @@ class DataSection(Settings):
 
 
 class TrainingSection(Settings):
-    learning_rate: Positive = Field(description="the highest learning rate; the default depends on the method")
+    learning_rate: Positive | None = Field(
+        None, description="the highest learning rate; null = what suits the method and the model's width"
+    )
     epochs: Positive | None = Field(None, description="passes over the data; 3 unless max_steps is given")
     max_steps: Count | None = Field(None, validate_default=True, description="optimizer steps, instead of epochs")
     batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
@@ -207,22 +208,11 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Short forms, sections that were left out, and the learning rate that suits the method."""
+        """Short forms, and sections that were left out."""
         if not isinstance(values, dict):
             return values
         values = {"training": {}, "output": {}, **values}
         for section, key in SHORT_FORMS.items():
             if isinstance(values.get(section), str):
                 values[section] = {key: values[section]}
-        if isinstance(values["training"], dict):
-            values["training"] = {
-                "learning_rate": _default_learning_rate(values.get("method")),
-                **values["training"],
-            }
         return values
-
-
-def _default_learning_rate(method: Any) -> float:
-    """Of an unknown method any rate will do: the recipe is refused anyway."""
-    entry = METHOD_NAMES.get(str(method.get("name"))) if isinstance(method, dict) else None
-    return entry.settings.default_learning_rate if entry and entry.settings else 1.0

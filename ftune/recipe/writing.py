@@ -61,7 +61,6 @@ def json_schema() -> dict[str, Any]:
         schema["properties"][section] = {"anyOf": [short, long], **kept}
     # What a validator fills in need not be written.
     schema["required"] = ["model", "method", "data"]
-    schema["$defs"]["TrainingSection"].pop("required")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "ftune recipe"}
 
 
@@ -99,9 +98,6 @@ def documentation() -> str:
 
 
 def _default(name: str, facts: dict[str, Any], model: type[BaseModel]) -> str:
-    if name == "training.learning_rate":
-        rates = available(METHOD_NAMES).items()
-        return ", ".join(f"{method} `{settings.default_learning_rate}`" for method, settings in rates)
     return f"`{in_yaml(facts['default'])}`" if "default" in facts else "must be given"
 
 
@@ -155,7 +151,7 @@ def starter(method: str, task: str) -> str:
         )
     if task not in TASKS:
         raise UserError(f"no task '{task}'", "--task", "use " + " or ".join(TASKS))
-    shown = {**STARTER, **TASKS[task], "training.learning_rate": settings.default_learning_rate}
+    shown = {**STARTER, **TASKS[task]}
     shown |= {f"method.{key}": field.default for key, field in list(settings.model_fields.items())[:FEW_KEYS]}
     lines = [
         f"# A recipe of ftune: {method}, {task}. Check it with `ftune check`, run it with `ftune train`.",

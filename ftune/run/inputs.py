@@ -19,7 +19,7 @@ from ftune.methods import METHODS
 from ftune.plan import Prediction
 from ftune.probe import Probe
 from ftune.recipe import Recipe
-from ftune.settings import METHOD_NAMES, MethodSettings
+from ftune.settings import METHOD_NAMES, MethodSettings, learning_rate_for
 from ftune.train import TrainingPlan
 
 
@@ -38,6 +38,18 @@ class Inputs:
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
         return self.train.account.as_dict()
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Fill in what depends on the model; a model that cannot be read is told later, with all other problems."""
+    if recipe.training.learning_rate is not None:
+        return recipe
+    try:
+        rate = learning_rate_for(recipe.method, model.facts(recipe.model).width)
+    except UserError:
+        return recipe
+    training = recipe.training.model_copy(update={"learning_rate": rate})
+    return recipe.model_copy(update={"training": training})
 
 
 class Collector:

@@ -18,7 +18,7 @@ from ftune.methods.base import trainable
 from ftune.recipe import Recipe
 from ftune.run import evidence
 from ftune.run.fitting import fit, stopping_on_signals
-from ftune.run.inputs import Inputs, build_model, digests, hashes, require
+from ftune.run.inputs import Inputs, build_model, digests, hashes, require, resolve
 
 RESUMABLE = ("gates.", "evaluation.")
 """Parts of a recipe that may change before a run is resumed: they do not touch training."""
@@ -26,6 +26,7 @@ RESUMABLE = ("gates.", "evaluation.")
 
 def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """The whole story of a run; returns its report."""
+    settings = resolve(settings)
     run = RunFolder(settings.output.dir)
     check_folder(run, settings, resume, overwrite)
     if resume and run.is_complete:

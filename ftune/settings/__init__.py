@@ -16,6 +16,7 @@ from ftune.settings.methods import (
     TargetedSettings,
     VeraSettings,
     VirtualTokenSettings,
+    learning_rate_for,
 )
 from ftune.settings.objectives import ObjectiveSettings, SftSettings
 from ftune.settings.table import (
@@ -60,4 +61,5 @@ __all__ = [
     "VirtualTokenSettings",
     "absolute",
     "available",
+    "learning_rate_for",
 ]

@@ -21,9 +21,10 @@ from ftune.settings.fields import (
 
 
 class MethodSettings(Settings):
-    """What every method has. `default_learning_rate` holds when the recipe gives none."""
+    """What every method has."""
 
-    default_learning_rate: ClassVar[float]
+    learning_rate_at_2000: ClassVar[float]
+    """The learning rate when the recipe gives none, for a model of that width; see `learning_rate_for`."""
 
     name: str
     layers: Literal["all", "last-half"] | LayerIndices = Field(
@@ -33,7 +34,7 @@ class MethodSettings(Settings):
 
 
 class FullSettings(MethodSettings):
-    default_learning_rate = 1e-4
+    learning_rate_at_2000 = 5e-5
 
     name: Literal["full"] = Field("full", description="every weight is trained")
     start_from: None = Field(None, description="nothing: a fully tuned model is a base like any other")
@@ -65,7 +66,7 @@ class LowRankSettings(TargetedSettings):
 
 
 class LoraSettings(LowRankSettings):
-    default_learning_rate = 1e-3
+    learning_rate_at_2000 = 5e-4
 
     name: Literal["lora"] = Field("lora", description="low-rank matrices beside the frozen linear layers")
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
@@ -74,13 +75,13 @@ class LoraSettings(LowRankSettings):
 
 
 class DoraSettings(LowRankSettings):
-    default_learning_rate = 1e-3
+    learning_rate_at_2000 = 5e-4
 
     name: Literal["dora"] = Field("dora", description="lora for the direction of each weight, plus its magnitude")
 
 
 class AdaloraSettings(TargetedSettings):
-    default_learning_rate = 3e-3
+    learning_rate_at_2000 = 1e-3
 
     name: Literal["adalora"] = Field("adalora", description="low-rank matrices whose ranks shrink to where they matter")
     initial_rank: Rank = Field(24, description="every layer's rank at the start")
@@ -108,7 +109,7 @@ class AdaloraSettings(TargetedSettings):
 
 
 class VeraSettings(TargetedSettings):
-    default_learning_rate = 1e-2
+    learning_rate_at_2000 = 5e-3
 
     name: Literal["vera"] = Field("vera", description="two vectors a layer over random matrices that all layers share")
     rank: Rank = Field(256, description="the inner size of the random matrices")
@@ -116,7 +117,7 @@ class VeraSettings(TargetedSettings):
 
 
 class Ia3Settings(MethodSettings):
-    default_learning_rate = 1e-2
+    learning_rate_at_2000 = 5e-3
 
     name: Literal["ia3"] = Field("ia3", description="scales of keys, values and MLP activations")
     target_modules: Literal["auto"] | ModuleNames = Field(
@@ -128,13 +129,13 @@ class Ia3Settings(MethodSettings):
 
 
 class BitfitSettings(MethodSettings):
-    default_learning_rate = 3e-3
+    learning_rate_at_2000 = 1e-3
 
     name: Literal["bitfit"] = Field("bitfit", description="the biases alone are trained")
 
 
 class BottleneckSettings(MethodSettings):
-    default_learning_rate = 1e-3
+    learning_rate_at_2000 = 5e-4
 
     name: Literal["bottleneck"] = Field("bottleneck", description="small layers after or beside each block")
     size: Rank = Field(64, description="the inner size")
@@ -152,15 +153,24 @@ class VirtualTokenSettings(MethodSettings):
 
 
 class PrefixTuningSettings(VirtualTokenSettings):
-    default_learning_rate = 1e-2
+    learning_rate_at_2000 = 5e-3
 
     name: Literal["prefix_tuning"] = Field("prefix_tuning", description="keys and values in front of every layer")
     projection: bool = Field(False, description="make them by an MLP while training")
 
 
 class PromptTuningSettings(VirtualTokenSettings):
-    default_learning_rate = 3e-2
+    learning_rate_at_2000 = 1e-2
 
     name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
     depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
     init_text: str | None = Field(None, min_length=1, description="the text they start as; null = random tokens")
+
+
+WIDTH_EXPONENT = 0.78
+"""The best rate falls with the model's width to this power (Schulman et al. 2025, "LoRA Without Regret", for Llama)."""
+
+
+def learning_rate_for(settings: MethodSettings, width: int) -> float:
+    """What suits a method and a model of this width, to two digits."""
+    return float(f"{settings.learning_rate_at_2000 * (2000 / width) ** WIDTH_EXPONENT:.1e}")
