@@ -1,5 +1,7 @@
 """The command line: each verb parses, calls one story and prints."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -10,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ftune import console
+from ftune.console.documents import print_json
 from ftune.errors import ExitCode, FtuneError, Interrupted, RunError, UserError
 
 app = typer.Typer(
@@ -37,12 +39,13 @@ def init(
 ) -> None:
     """Write a commented starter recipe."""
     from ftune import folder, recipe
+    from ftune.console.streams import note
 
     text = recipe.starter(method, task)
     if file.exists():
         raise UserError("this file exists already", str(file), "choose another name")
     folder.write_text(file, text)
-    console.note(f"wrote {file}; next: ftune check {file}")
+    note(f"wrote {file}; next: ftune check {file}")
 
 
 @app.command()
@@ -50,12 +53,13 @@ def schema() -> None:
     """Print the recipe's JSON Schema."""
     from ftune import recipe
 
-    console.print_json(recipe.json_schema())
+    print_json(recipe.json_schema())
 
 
 @app.command()
 def methods(json: Json = False) -> None:
     """Print the table of methods."""
+    from ftune.console.tables import print_methods
     from ftune.settings import ABILITIES, METHOD_NAMES
 
     rows = [
@@ -63,7 +67,7 @@ def methods(json: Json = False) -> None:
         | {ability: getattr(e.abilities, ability) for ability in ABILITIES}
         for n, e in METHOD_NAMES.items()
     ]
-    console.print_json({"methods": rows}) if json else console.print_methods(rows)
+    print_json({"methods": rows}) if json else print_methods(rows)
 
 
 @app.command()
@@ -72,10 +76,11 @@ def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -
     from ftune import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
+    from ftune.console.checks import print_check
     from ftune.run import preview
 
     found = preview.check(loaded)
-    console.print_json(found) if json else console.print_check(found)
+    print_json(found) if json else print_check(found)
     if found["problems"]:
         raise typer.Exit(ExitCode.USER_ERROR)
 
@@ -91,10 +96,11 @@ def inspect(
     from ftune import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
+    from ftune.console.checks import print_rows
     from ftune.run import preview
 
     found = preview.inspect(loaded, rows if json else rows or 3)
-    console.print_json(found) if json else console.print_rows(found)
+    print_json(found) if json else print_rows(found)
 
 
 @app.command()
@@ -108,13 +114,14 @@ def plan(
     from ftune import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
+    from ftune.console.tables import print_plans
     from ftune.run import preview
 
     plans = preview.plan_methods(loaded, methods)
     if json:
-        console.print_json({"plans": plans} if methods else plans[0])
+        print_json({"plans": plans} if methods else plans[0])
     else:
-        console.print_plans(plans)
+        print_plans(plans)
 
 
 @app.command()
@@ -158,19 +165,21 @@ def merge(
     json: Json = False,
 ) -> None:
     """Fold the adapter into its base, proved equal, or refuse."""
+    from ftune.console.checks import print_merge
     from ftune.run import afterwards, targets
 
     merged = afterwards.merge_target(targets.resolve(target, base), output, strength, overwrite)
-    console.print_json(merged) if json else console.print_merge(merged)
+    print_json(merged) if json else print_merge(merged)
 
 
 @app.command()
 def verify(target: TargetPath, base: Base = None, json: Json = False) -> None:
     """Prove a run, an adapter or a merged model again from its files."""
+    from ftune.console.checks import print_checks
     from ftune.run import afterwards, targets
 
     found = afterwards.verify_target(targets.resolve(target, base))
-    console.print_json(found) if json else console.print_checks(found)
+    print_json(found) if json else print_checks(found)
     if not found["passed"]:
         raise typer.Exit(ExitCode.GATE_FAILED)
 
@@ -198,7 +207,9 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
 
 def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:
     """Print a report; a failed gate is exit code 1."""
-    console.print_json(document) if json else console.print_report(document, path)
+    from ftune.console.summary import print_report
+
+    print_json(document) if json else print_report(document, path)
     if not all(gate["passed"] for gate in document["gates"]):
         raise typer.Exit(ExitCode.GATE_FAILED)
 
@@ -215,17 +226,23 @@ def unexpected(error: Exception) -> RunError:
     return RunError(what, f"{place.filename}:{place.lineno}", "set FTUNE_TRACEBACK=1 to see more, and report it")
 
 
+def fail(error: FtuneError) -> NoReturn:
+    from ftune.console.streams import print_error
+
+    print_error(error)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
     """The console script: errors become text and exit codes."""
+    atexit.register(gc.freeze)  # a process that ends need not be searched for garbage: 6 % of a short answer
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         app()
     except FtuneError as error:
-        console.print_error(error)
-        sys.exit(error.exit_code)
+        fail(error)
     except Exception as error:
         if "FTUNE_TRACEBACK" in os.environ:
             raise
-        console.print_error(unexpected(error))
-        sys.exit(ExitCode.RUN_FAILED)
+        fail(unexpected(error))

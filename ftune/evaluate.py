@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, console
+from ftune import chat
+from ftune.console.progress import task_progress
 from ftune.data import Example
 from ftune.plan import GENERATION_TOKENS
 
@@ -92,7 +93,7 @@ def generate(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad, use_cache=True
     )
     answers = [""] * len(prompts)
-    with console.task_progress(description, len(prompts)) as progress:
+    with task_progress(description, len(prompts)) as progress:
         for group in _batches([len(prompt) for prompt in prompts], max_new_tokens):
             width = max(len(prompts[i]) for i in group)
             padded = [[pad] * (width - len(prompts[i])) + prompts[i] for i in group]

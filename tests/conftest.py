@@ -1,10 +1,10 @@
-"""Small models, tokenizers and files that the tests share; the real ones come from FTUNE_REAL_DATA."""
+"""Small models, tokenizers, recipes and runs that the tests share; the real ones come from FTUNE_REAL_DATA."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,12 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from ftune import folder as folders
+from ftune.artifacts import files
+from ftune.errors import ExitCode, Problem, UserError
+from ftune.recipe import load
+from ftune.run.training import train_run
 
 torch.set_num_threads(1)
 
@@ -114,10 +120,51 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
         "output": {"dir": "run"},
     }
     for name, values in sections.items():
-        recipe[name] = values if values.get("name") == "full" else {**recipe.get(name, {}), **values}
+        recipe[name] = values if "name" in values else {**recipe.get(name, {}), **values}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+MINIMAL = "model: ./base\nmethod: lora\ndata: {train: train.jsonl}\n"
+"""The text of a whole recipe."""
+
+
+def one_a_line(text: str) -> list[str]:
+    """A table of overrides: one or, with | between them, several on a line."""
+    return [item.strip() for line in text.strip().splitlines() for item in line.split(" | ")]
+
+
+def problems_of(path: Path, overrides: Sequence[str] = ()) -> tuple[Problem, ...]:
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert caught.value.exit_code == ExitCode.USER_ERROR
+    assert sorted(path.parent.rglob("*")) == before, "a refused recipe wrote something"
+    return caught.value.problems
+
+
+def the_problem(path: Path, overrides: Sequence[str] = ()) -> Problem:
+    (problem,) = problems_of(path, overrides)
+    return problem
+
+
+DROPOUT = {"name": "lora", "rank": 4, "dropout": 0.1}
+
+
+def run(workspace: Path, resume: bool = False, overwrite: bool = False, **sections: Any) -> tuple[dict[str, Any], Path]:
+    """A run in this process: its report and its folder."""
+    loaded = load(write_recipe(workspace, **sections))
+    return train_run(loaded, resume, overwrite), loaded.output.dir
+
+
+def adapter_bytes(path: Path) -> bytes:
+    return (path / "adapter" / files.ADAPTER_WEIGHTS).read_bytes()
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of its training steps."""
+    return [line for line in folders.read_json_lines(path / "metrics.jsonl") if "loss" in line]
 
 
 def ftune(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -133,6 +180,16 @@ def workspace(tmp_path: Path) -> Path:
     save_base(tmp_path / "base")
     write_rows(tmp_path / "train.jsonl", CHAT_ROWS)
     return tmp_path
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write_recipe(text: str, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_recipe
 
 
 @pytest.fixture

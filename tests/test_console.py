@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 from sample_run import sample_report
 
-from ftune import console, quantities
-from ftune.console import progress, streams
+from ftune import quantities
+from ftune.console import checks, documents, progress, streams, summary
 from ftune.errors import Interrupted, Problem, RunError, UserError
 
 ROOT = Path(__file__).parent.parent
 PROGRESS = """
-from ftune import console
-with console.training_progress(200, first_step=100) as training:
+from ftune.console import progress, streams
+with progress.training_progress(200, first_step=100) as training:
     for step in range(101, 201):
         training.update(step, 2.0, 12345.6, 2**30, 1e-4, step / 100)
         if step == 150:
-            with console.task_progress("validation", 4) as task:
+            with progress.task_progress("validation", 4) as task:
                 for _ in range(4):
                     task.advance()
-console.note("done")
+streams.note("done")
 print("result")
 """
 
@@ -70,7 +70,7 @@ def test_time_left_counts_from_where_a_resumed_run_began(monkeypatch: pytest.Mon
 def test_an_error_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
     long_path = "/data/" + "very-long-folder/" * 8 + "train.jsonl"
     problems = [Problem("unknown key [red]x[/red]", "recipe.yaml:3", "rank"), Problem("no such file", long_path)]
-    console.print_error(UserError.collect(problems))
+    streams.print_error(UserError.collect(problems))
     output = capsys.readouterr()
     assert output.out == ""
     assert "2 problems" in output.err
@@ -85,23 +85,23 @@ def test_an_error_names_every_problem(capsys: pytest.CaptureFixture[str]) -> Non
     [(UserError("a"), "  error  a"), (RunError("a"), " failed  a"), (Interrupted("a"), "stopped  a")],
 )
 def test_a_stop_is_not_called_an_error(error: Exception, label: str, capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_error(error)  # type: ignore[arg-type]
+    streams.print_error(error)  # type: ignore[arg-type]
     assert capsys.readouterr().err.rstrip("\n") == label
 
 
 def test_json_is_one_document_that_every_parser_reads(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"text": "ü\u2028 [bold]" + "x" * 200, "number": 1e-4}
-    console.print_json(document)
+    documents.print_json(document)
     output = capsys.readouterr()
     assert json.loads(output.out) == document
     assert output.err == ""
     with pytest.raises(ValueError, match="JSON"):
-        console.print_json({"loss": float("nan")})
+        documents.print_json({"loss": float("nan")})
 
 
 def test_the_summary_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     report = {**sample_report(), "verdict": "Tuned 0.97 beats everything."}
-    console.print_report(report, Path("runs/quickstart"))
+    summary.print_report(report, Path("runs/quickstart"))
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     for words in ("Tuned 0.97 beats everything.", "0.970", "[0.944, 0.984]", "84/84", "runs/quickstart/report.html"):
@@ -111,7 +111,7 @@ def test_the_summary_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_summary_says_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_report({"schema": 1, "name": "bare", "forgetting": {"reason": "no probe"}}, None)
+    summary.print_report({"schema": 1, "name": "bare", "forgetting": {"reason": "no probe"}}, None)
     text = capsys.readouterr().out
     assert text.count("not measured") >= 5
     assert "not measured, no probe" in text
@@ -120,9 +120,9 @@ def test_the_summary_says_what_was_not_measured(capsys: pytest.CaptureFixture[st
 
 def test_an_ascii_terminal_still_tells_pass_from_fail() -> None:
     code = """
-from ftune import console
+from ftune.console.checks import print_checks
 checks = [{"name": "a", "passed": True, "told": "yes"}, {"name": "b", "passed": False, "told": "no"}]
-console.print_checks({"target": "run", "passed": False, "checks": checks})
+print_checks({"target": "run", "passed": False, "checks": checks})
 """
     lines = run(code, PYTHONIOENCODING="ascii").stdout.splitlines()
     assert [line.split() for line in lines[1:3]] == [["a", "+", "yes"], ["b", "x", "no"]]
@@ -130,7 +130,7 @@ console.print_checks({"target": "run", "passed": False, "checks": checks})
 
 def test_inspect_marks_what_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"row_id": "train:1", "tokens": ["<user>", "[b]Hi", "\n", "Hello", "<end>"], "labels": [-100] * 3 + [7, 8]}
-    console.print_rows({"rows": [row], "data": sample_report()["data"]})
+    checks.print_rows({"rows": [row], "data": sample_report()["data"]})
     text = capsys.readouterr().out
     assert "<user>[b]Hi⏎\n«Hello<end>»" in text
     assert "2,000 in = 1,994 used + 6 dropped (too long 4, duplicate 2)" in text

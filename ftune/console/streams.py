@@ -1,11 +1,9 @@
-"""The two streams: results on stdout, everything else on stderr; errors, notes and JSON go through here."""
+"""The two streams: results on stdout, everything else on stderr; errors, notes and warnings go through here."""
 
 import codecs
-import json
 import sys
-from collections.abc import Mapping
 from functools import cache
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -56,12 +54,6 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     _print_message("warning", "yellow", Text(text))
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Exactly one JSON document on stdout. A number that JSON does not have (nan, inf) raises ValueError."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
-    sys.stdout.flush()
 
 
 def format_problem(problem: Problem) -> Text:

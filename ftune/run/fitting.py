@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, console, folder, schedule, train
+from ftune import checkpoint, folder, schedule, train
+from ftune.console.progress import training_progress
+from ftune.console.streams import note
 from ftune.errors import ExitCode, Interrupted, RunError, UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
@@ -60,7 +62,7 @@ def fit(
     per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
     job = train.Job(model, METHODS[settings.method.name], OBJECTIVES[settings.objective.name], optimizer, accelerator)
     steps = train.train(job, inputs.train.examples, inputs.plan, start)
-    with run.metrics.open("a", encoding="utf-8") as metrics, console.training_progress(total, start) as progress:
+    with run.metrics.open("a", encoding="utf-8") as metrics, training_progress(total, start) as progress:
 
         def write(line: dict[str, Any]) -> None:
             metrics.write(json.dumps(line) + "\n")
@@ -104,7 +106,7 @@ def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, ma
             )
         checkpoint.restore(found, state, optimizer)
         step = found.step
-        console.note(f"resuming after step {step}")
+        note(f"resuming after step {step}")
     if run.metrics.exists():
         lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step]
         folder.write_json_lines(run.metrics, lines)

@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import console, folder, plan, recipe, report, schedule, train
+from ftune import folder, plan, recipe, report, schedule, train
 from ftune import model as models
 from ftune.artifacts import files, proof
+from ftune.console.streams import note
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
@@ -30,7 +31,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     run = RunFolder(settings.output.dir)
     check_folder(run, settings, resume, overwrite)
     if resume and run.is_complete:
-        console.note(f"already complete: {run.path}, nothing to do")
+        note(f"already complete: {run.path}, nothing to do")
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
     accelerator = Accelerator()
