@@ -1,7 +1,8 @@
-"""Writes recipes/quickstart/train.jsonl and test.jsonl: plain requests and the tool call that answers each.
+"""Writes recipes/quickstart/train.jsonl and test.jsonl: plain requests and the tool call that answers each; and
+rehearsal.jsonl: some of what the base can do already, so that it need not forget it.
 
-Deterministic: the same seed gives the same bytes. No request occurs twice, so train and test share no prompt.
-Run it as `python scripts/make_quickstart_data.py`.
+Deterministic: the same seed gives the same bytes. No request occurs twice, so train and test share no prompt, and
+rehearsal none with the forgetting probe. Run it as `python scripts/make_quickstart_data.py`.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from base_skills import PRACTISED, SKILLS
 from base_words import COLORS, DAYS, FOODS, NAMES, QUALITIES, ROOMS, THINGS
 
 LISTS = ["shopping", "packing", "party"]
@@ -144,8 +146,29 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
     while len(rows) < count:
         request, call = rng.choice(TOOLS)(rng)
         answer = json.dumps(call)
-        rows[request] = {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]}
+        rows[request] = conversation(request, answer)
     return list(rows.values())
+
+
+def conversation(request: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]}
+
+
+def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any]]:
+    """Rows of every skill that the probe asks for, none of them in the probe."""
+    rng = random.Random(seed)
+    items = map(json.loads, probe.read_text(encoding="utf-8").splitlines())
+    taken = {item["messages"][0]["content"] for item in items if "messages" in item}
+    rows = []
+    for name, skill in SKILLS.items():
+        wanted = len(rows) + (0 if name in PRACTISED else per_skill)
+        while len(rows) < wanted:
+            [(request, answer)] = skill(rng)
+            if request not in taken:
+                taken.add(request)
+                rows.append(conversation(request, answer))
+    rng.shuffle(rows)
+    return rows
 
 
 def main() -> None:
@@ -154,11 +177,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--train", type=int, default=2000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
+    parser.add_argument("--rehearsal", type=int, default=100, help="rehearsal rows of each skill")
     parser.add_argument("--seed", type=int, default=20261122)
     options = parser.parse_args()
 
     rows = make_rows(options.train + options.test, options.seed)
-    parts = {"train.jsonl": rows[: options.train], "test.jsonl": rows[options.train :]}
+    parts = {
+        "train.jsonl": rows[: options.train],
+        "test.jsonl": rows[options.train :],
+        "rehearsal.jsonl": make_rehearsal(options.rehearsal, options.seed, options.output / "probe.jsonl"),
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         text = "".join(json.dumps(row) + "\n" for row in part)

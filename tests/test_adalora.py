@@ -12,14 +12,12 @@ from ftune.methods import METHODS, adalora
 from ftune.settings import AdaloraSettings
 
 STEPS = 40
-SETTINGS = AdaloraSettings(
-    initial_rank=6, target_rank=2, alpha=6, allocate_every=1, initial_fraction=0.2, final_fraction=0.3
-)
+SETTINGS = AdaloraSettings(initial_rank=6, target_rank=2, alpha=6, initial_fraction=0.2, final_fraction=0.3)
 
 
 def test_budget_falls_from_the_initial_to_the_target_rank_as_a_cubic():
     """Equation 12 of the paper, for 10 layers: 60 triplets down to 20 between steps 8 and 28."""
-    budgets = [adalora.budget(step, STEPS, 10, SETTINGS) for step in range(STEPS + 1)]
+    budgets = [adalora.budget(step, STEPS, 60, 20, SETTINGS) for step in range(STEPS + 1)]
     assert budgets[:9] == [60] * 9
     assert budgets[18] == int(20 + 40 * 0.5**3)
     assert budgets[28:] == [20] * 13

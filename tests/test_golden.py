@@ -9,7 +9,17 @@ from ftune import folder, recipe
 from ftune.run.training import train_run
 
 GOLDEN = Path(__file__).parent / "golden"
-METHODS = {"lora": {"name": "lora", "rank": 4, "dropout": 0.1}, "full": {"name": "full"}}
+METHODS = {
+    "lora": {"name": "lora", "rank": 4, "dropout": 0.1},
+    "full": {"name": "full"},
+    "dora": {"name": "dora", "rank": 4, "dropout": 0.1},
+    "adalora": {"name": "adalora", "initial_rank": 4, "target_rank": 2},
+    "vera": {"name": "vera", "rank": 16},
+    "ia3": {"name": "ia3"},
+    "bottleneck": {"name": "bottleneck", "size": 8},
+    "prefix_tuning": {"name": "prefix_tuning", "virtual_tokens": 3},
+    "prompt_tuning": {"name": "prompt_tuning", "virtual_tokens": 3},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MINIMAL, problems_of, the_problem
+from conftest import MINIMAL, problems_of, save_base, the_problem
 
 from ftune.recipe import dump, load
-from ftune.settings import METHOD_NAMES, available
+from ftune.run.inputs import resolve
+from ftune.settings import METHOD_NAMES, available, learning_rate_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,12 +35,16 @@ def test_short_forms_mean_the_long_ones(write: Any) -> None:
 
 
 @pytest.mark.parametrize("method", available(METHOD_NAMES))
-def test_the_learning_rate_suits_the_method_unless_it_is_given(write: Any, method: str) -> None:
+def test_the_learning_rate_suits_method_and_width_unless_it_is_given(write: Any, method: str, tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
     path = write(MINIMAL)
-    assert (
-        load(path, [f"method={method}"]).training.learning_rate == available(METHOD_NAMES)[method].default_learning_rate
-    )
-    assert load(path, [f"method={method}", "training.learning_rate=0.5"]).training.learning_rate == 0.5
+    recipe = load(path, [f"method={method}"])
+    assert recipe.training.learning_rate is None
+    rate = learning_rate_for(recipe.method, 64)
+    assert rate == float(f"{available(METHOD_NAMES)[method].learning_rate_at_2000 * (2000 / 64) ** 0.78:.1e}")
+    assert resolve(recipe).training.learning_rate == rate
+    given = load(path, [f"method={method}", "training.learning_rate=0.5"])
+    assert resolve(given).training.learning_rate == given.training.learning_rate == 0.5
 
 
 @pytest.mark.parametrize("written", ["1e-4", "1.0e-4", "0.0001", '"1e-4"', "'1e-4'", "1E-4", "+1e-4"])

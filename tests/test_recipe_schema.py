@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 KEYS = {
     "model": "base revision dtype quantization double_quantization attention chat_template trust_remote_code",
     "method": "name layers start_from rank alpha dropout target_modules rank_pattern alpha_pattern"
-    " modules_to_save rank_stabilized init learning_rate_ratio",
+    " modules_to_save rank_stabilized init learning_rate_ratio initial_rank target_rank orthogonal_weight"
+    " initial_fraction final_fraction feedforward_modules size placement activation virtual_tokens projection"
+    " depth init_text",
     "objective": "name",
     "data": "train validation test format columns max_length too_long packing deduplicate decontaminate on_bad_row",
     "training": "learning_rate epochs max_steps batch_size micro_batch_tokens optimizer schedule warmup"
@@ -79,8 +81,8 @@ def test_a_starter_is_accepted_and_explains_every_key_it_shows(write: Any, metho
 
 
 def test_a_starter_for_something_unknown_is_refused() -> None:
-    with pytest.raises(UserError, match="no method 'dora'"):
-        starter("dora", "chat")
+    with pytest.raises(UserError, match="no method 'adapter'"):
+        starter("adapter", "chat")
     with pytest.raises(UserError, match="no task 'vision'"):
         starter("lora", "vision")
 

@@ -22,6 +22,8 @@ from ftune.settings import AdaloraSettings
 
 BETA = 0.85
 """Smoothing of sensitivity and of uncertainty."""
+ALLOCATIONS = 50
+"""How often the budget is allocated anew, had it the whole run for it."""
 TRIPLET = ("lora_A", "lora_E", "lora_B")
 
 
@@ -100,10 +102,9 @@ def penalty(model: PreTrainedModel) -> torch.Tensor:
     return layers[0].settings.orthogonal_weight * torch.stack(distances).mean()
 
 
-def budget(step: int, total_steps: int, layers: int, settings: AdaloraSettings) -> int:
+def budget(step: int, total_steps: int, initial: int, target: int, settings: AdaloraSettings) -> int:
     """How many triplets may live after a step: b0, then b + (b0 - b) (1 - progress)^3, then b (equation 12)."""
     first, last = phases(total_steps, settings)
-    initial, target = settings.initial_rank * layers, settings.target_rank * layers
     progress = min(1.0, max(0.0, (step - first) / max(1, last - first)))
     return int(target + (initial - target) * (1 - progress) ** 3)
 
@@ -122,8 +123,10 @@ def after_step(model: PreTrainedModel, step: int, total_steps: int) -> dict[str,
     if step <= last:
         for layer in layers:
             layer.observe()
-    if step == last or (first < step < last and step % settings.allocate_every == 0):
-        allocate(layers, budget(step, total_steps, len(layers), settings))
+    if step == last or (first < step < last and step % max(1, total_steps // ALLOCATIONS) == 0):
+        triplets = sum(len(layer.kept) for layer in layers)
+        target = min(triplets, settings.target_rank * len(layers))
+        allocate(layers, budget(step, total_steps, triplets, target, settings))
     elif step > last:
         for layer in layers:
             layer.keep(layer.kept[:, 0])
@@ -183,7 +186,7 @@ def peft_config(model: PreTrainedModel, settings: AdaloraSettings, base_name: st
         "total_step": 3,
         "tinit": 0,
         "tfinal": 1,
-        "deltaT": settings.allocate_every,
+        "deltaT": 1,
         "rank_pattern": {f"{path}.lora_E": layer.kept[:, 0].tolist() for path, layer in layers.items()},
         "target_modules": targets.names_for_peft(model, set(layers)),
         "fan_in_fan_out": any(layer.is_transposed for layer in layers.values()),

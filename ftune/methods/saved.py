@@ -39,9 +39,8 @@ def _train_copy(model: PreTrainedModel, path: str) -> None:
     is_tied = original in (model.get_input_embeddings(), model.get_output_embeddings()) and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
-    copied = copy.deepcopy(original).requires_grad_(True)
-    for parameter in copied.parameters():
-        parameter.data = parameter.data.float()
+    own = {id(parameter): nn.Parameter(parameter.detach().clone().float()) for parameter in original.parameters()}
+    copied = copy.deepcopy(original, memo=own)
     if dtypes != {torch.float32}:
         dtype = next(iter(dtypes))
         copied.register_forward_pre_hook(_into_float32)

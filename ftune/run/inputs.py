@@ -205,7 +205,7 @@ def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
         )
     differing = [
         f"{key}: {getattr(found, key)} there, {getattr(settings, key)} here"
-        for key in ("alpha", "rank_stabilized", "initial_rank", "feedforward_modules")
+        for key in ("alpha", "rank_stabilized", "initial_rank")
         if hasattr(found, key) and getattr(found, key) != getattr(settings, key)
     ]
     if differing:
@@ -220,4 +220,7 @@ def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
 @torch.no_grad()
 def hashes(module: torch.nn.Module) -> dict[str, int]:
     """A 64-bit hash of every parameter's bits, computed where it lies: equal before and after means unchanged."""
-    return {name: int(torch.hash_tensor(parameter).view(torch.int64)) for name, parameter in module.named_parameters()}
+    return {
+        name: int(torch.hash_tensor(parameter).view(torch.int64)) if parameter.numel() else 0
+        for name, parameter in module.named_parameters()
+    }

@@ -91,7 +91,6 @@ class AdaloraSettings(TargetedSettings):
     orthogonal_weight: Number = Field(0.1, ge=0, description="weight of the penalty that keeps the factors orthogonal")
     initial_fraction: Share = Field(0.1, description="share of the steps before ranks shrink")
     final_fraction: Share = Field(0.3, description="share of the steps after ranks have shrunk")
-    allocate_every: Rank = Field(10, description="steps between two allocations of the ranks")
 
     @field_validator("target_rank")
     @classmethod

@@ -1,0 +1,129 @@
+"""Every method through whole runs: proved, resumable to the byte, continued from an adapter. Numbers: trust cases."""
+
+import pytest
+import torch
+from conftest import CHAT_ROWS, adapter_bytes, metrics, run, save_base, write_recipe, write_rows
+from safetensors.torch import load_file
+from test_run_resume import Killed, kill_after
+
+from ftune import folder, recipe
+from ftune.artifacts import files
+from ftune.errors import UserError
+from ftune.run.inputs import check_abilities
+from ftune.settings import METHOD_NAMES
+
+METHODS = {
+    "lora, pissa": {"name": "lora", "rank": 4, "init": "pissa"},
+    "lora, plus": {"name": "lora", "rank": 4, "learning_rate_ratio": 4},
+    "lora, head saved": {"name": "lora", "rank": 4, "modules_to_save": ["lm_head"]},
+    "lora, embeddings": {"name": "lora", "rank": 4, "target_modules": ["embed_tokens", "q_proj"]},
+    "dora": {"name": "dora", "rank": 4},
+    "adalora": {"name": "adalora", "initial_rank": 4, "target_rank": 2},
+    "vera": {"name": "vera", "rank": 16},
+    "ia3": {"name": "ia3"},
+    "bitfit": {"name": "bitfit"},
+    "bottleneck": {"name": "bottleneck", "size": 8},
+    "prefix_tuning": {"name": "prefix_tuning", "virtual_tokens": 3, "projection": True},
+    "prompt_tuning": {"name": "prompt_tuning", "virtual_tokens": 3, "init_text": "say it again"},
+    "prompt_tuning, deep": {"name": "prompt_tuning", "virtual_tokens": 3, "depth": "deep"},
+}
+TRAINING = {"max_steps": 6, "batch_size": 4, "optimizer": "adamw", "checkpoint_every": 2, "schedule": "cosine"}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def place(workspace, method):
+    """A base that has biases where the method needs them."""
+    if method["name"] == "bitfit":
+        save_base(workspace / "base", "qwen2")
+    write_rows(workspace / "test.jsonl", CHAT_ROWS[:3])
+    return workspace
+
+
+def test_run_is_proved_and_resumes_to_the_same_bytes(place, method, monkeypatch):
+    """Cases 57, 58, 61, 67 and 80: changed == trainable, every tensor loaded, reload equal; and after a kill too."""
+    sections = {"method": method, "training": TRAINING, "data": {"train": "train.jsonl", "test": "test.jsonl"}}
+    report, clean = run(place, output={"dir": "clean"}, **sections)
+    artefact, manifest = report["artefact"], folder.read_json(clean / "manifest.json")
+    assert artefact["adapter_live"]
+    assert artefact["reload_max_diff"] <= artefact["tolerance"]
+    assert (artefact["merged_max_diff"] is not None) == METHOD_NAMES[method["name"]].abilities.merging
+    pruned = {name for name in manifest["trainable"] if name.endswith("lora_E")}  # they end where they began, at 0
+    assert set(manifest["trainable"]) - pruned <= set(manifest["changed"]) <= set(manifest["trainable"])
+    assert all(line["loss"] < 20 for line in metrics(clean))
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            run(place, output={"dir": "killed"}, **sections)
+    _, killed = run(place, resume=True, output={"dir": "killed"}, **sections)
+    assert adapter_bytes(killed) == adapter_bytes(clean)
+
+
+def test_training_goes_on_from_an_adapter(place, method):
+    """`start_from`: the first loss is the one the adapter had reached, and another shape is refused."""
+    if method["name"] == "lora" and "init" in method:
+        pytest.skip("what was saved is a plain LoRA of twice the rank")
+    if method.get("projection"):
+        _, first = run(place, method=method)
+        with pytest.raises(UserError, match="holds what its projection made"):
+            run(
+                place,
+                method={**method, "start_from": str(run(place, method=method)[1] / "adapter")},
+                output={"dir": "b"},
+            )
+        return
+    one = {**TRAINING, "max_steps": 1, "batch_size": 24, "learning_rate": 1e-2}
+    _, first = run(place, method={**method, "dropout": 0.0} if "rank" in method else method, training=one)
+    before = load_file(first / "adapter" / files.ADAPTER_WEIGHTS)
+    zero = {**one, "learning_rate": 1e-30}
+    again = {**method, "start_from": str(first / "adapter")}
+    _, second = run(place, method=again, training=zero, output={"dir": "second"})
+    after = load_file(second / "adapter" / files.ADAPTER_WEIGHTS)
+    assert before.keys() == after.keys()
+    if method["name"] != "adalora":  # which prunes at its last allocation
+        assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+def test_adapter_of_another_method_is_no_start(workspace):
+    _, first = run(workspace)
+    with pytest.raises(UserError, match="is an adapter of lora"):
+        run(workspace, method={"name": "dora", "rank": 4, "start_from": str(first / "adapter")}, output={"dir": "b"})
+    with pytest.raises(UserError, match=r"alpha: 8\.0 there, 32\.0 here"):
+        run(workspace, method={"name": "lora", "rank": 4, "start_from": str(first / "adapter")}, output={"dir": "b"})
+    other = {"name": "lora", "rank": 8, "alpha": 8, "start_from": str(first / "adapter")}
+    with pytest.raises(UserError, match="of another shape"):
+        run(workspace, method=other, output={"dir": "b"})
+    assert not (workspace / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"method": {"name": "bottleneck"}, "output": {"save": "merged"}}, "an adapter of bottleneck cannot be merged"),
+        ({"method": {"name": "prefix_tuning"}, "output": {"save": "both"}}, "an adapter of prefix_tuning cannot be"),
+        (
+            {
+                "method": {"name": "prefix_tuning"},
+                "data": {"train": "train.jsonl", "packing": False},
+                "training": {"gradient_checkpointing": True},
+            },
+            "loses its prefix",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_loaded(workspace, sections, told):
+    with pytest.raises(UserError, match=told):
+        check_abilities(recipe.load(write_recipe(workspace, **sections)))
+
+
+def test_rows_must_leave_room_for_virtual_tokens(workspace):
+    """Case 67: a row of the model's whole context has no place for a prompt."""
+    write_rows(workspace / "train.jsonl", [{"prompt": "a" * 490, "completion": "b"}])
+    long = {"train": "train.jsonl", "max_length": 512}
+    run(workspace, data=long)
+    with pytest.raises(UserError, match="tokens, more than the 492"):
+        run(workspace, data=long, method={"name": "prompt_tuning"}, output={"dir": "b"})
