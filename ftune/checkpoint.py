@@ -16,6 +16,7 @@ from ftune.errors import UserError
 STATE = "state.json"
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,23 @@ class Checkpoint:
     path: Path
     step: int
     inputs: dict[str, Any]
+    optimizer_numbers: dict[str, int]
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state by `<parameter>/<what>`; it must be made of tensors."""
-    return {
-        f"{names[id(parameter)]}/{what}": value.contiguous()
-        for parameter, state in optimizer.state.items()
-        for what, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
+def _optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> tuple[Tensors, dict[str, int]]:
+    """The optimizer's state by `<parameter>/<what>`: tensors, and whole numbers (bitsandbytes counts steps in one)."""
+    tensors: Tensors = {}
+    numbers: dict[str, int] = {}
+    for parameter, state in optimizer.state.items():
+        for what, value in state.items():
+            name = f"{names[id(parameter)]}/{what}"
+            if isinstance(value, torch.Tensor):
+                # A table that several parameters share is written for each of them.
+                tensors[name] = value.clone() if value.is_contiguous() else value.contiguous()
+            else:
+                assert type(value) is int, f"{name} is neither tensor nor whole number: it would be lost"
+                numbers[name] = value
+    return tensors, numbers
 
 
 def save(
@@ -53,11 +61,13 @@ def save(
     names = {id(parameter): name for name, parameter in tensors.items()}
     with folder.atomic_folder(target) as path:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path / PARAMETERS)
-        save_file(_optimizer_tensors(optimizer, names), path / OPTIMIZER)
+        moments, numbers = _optimizer_state(optimizer, names)
+        save_file(moments, path / OPTIMIZER)
         state = {
             "format_version": folder.FORMAT_VERSION,
             "step": step,
             "inputs": inputs,
+            "optimizer_numbers": numbers,
             "files": folder.checksums(path),
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -82,7 +92,7 @@ def _open(path: Path) -> Checkpoint:
             str(path),
             "remove this checkpoint to resume from the one before",
         )
-    return Checkpoint(path, state["step"], state["inputs"])
+    return Checkpoint(path, state["step"], state["inputs"], state.get("optimizer_numbers", {}))
 
 
 @torch.no_grad()
@@ -96,10 +106,23 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
         )
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
-    states: dict[str, dict[str, torch.Tensor]] = {}
+    states: dict[str, dict[str, Any]] = {}
     for key, value in load_file(checkpoint.path / OPTIMIZER).items():
         name, _, what = key.rpartition("/")
         # AdamW counts its steps in a tensor that stays on the CPU.
-        states.setdefault(name, {})[what] = value if value.ndim == 0 else value.to(tensors[name].device)
+        moved = value if value.ndim == 0 else _placed(value, what, tensors[name], optimizer)
+        states.setdefault(name, {})[what] = moved
+    for key, number in checkpoint.optimizer_numbers.items():
+        name, _, what = key.rpartition("/")
+        states.setdefault(name, {})[what] = number
     for name, state in states.items():
         optimizer.state[tensors[name]] = state
+
+
+def _placed(value: torch.Tensor, what: str, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """A state tensor where the optimizer keeps it: in paged memory, where bitsandbytes makes its buffers there."""
+    make_buffer = getattr(optimizer, "get_state_buffer", None)
+    if make_buffer is None or what not in ("state1", "state2"):
+        return value.to(parameter.device)
+    buffer: torch.Tensor = make_buffer(parameter, dtype=value.dtype)
+    return buffer.copy_(value)

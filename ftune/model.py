@@ -1,5 +1,6 @@
 """The tokenizer and the base, as transformers loads them, and a forward pass in two halves: hidden states and head."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ftune import attention, folder
+from ftune import attention, folder, quantized
 from ftune.batches import MicroBatch
 from ftune.errors import UserError
 from ftune.loss import Head
@@ -102,16 +103,28 @@ def base_dtype(settings: ModelSection, device: torch.device, trains_base: bool) 
 
 
 def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The base with every weight from its files; raises UserError when one is missing, unexpected or misshapen."""
-    load_config(settings)
+    """The base with every weight from its files; raises UserError when one is missing, unexpected or misshapen.
+
+    Quantized weights go to the device one by one, so that the plain ones are never there all at once.
+    """
+    config = load_config(settings)
+    quantized.check_stored(settings, config)
+    extra: dict[str, Any] = {}
+    if settings.quantization != "none":
+        extra["device_map"] = {"": device}
+        if not quantized.is_stored_quantized(config):
+            extra["quantization_config"] = quantized.configuration(settings, dtype)
+    memory = quantized.returning_memory() if extra else nullcontext()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            **_source(settings),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation=None if settings.attention == "auto" else settings.attention,
-        )
+        with memory:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **_source(settings),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                attn_implementation=None if settings.attention == "auto" else settings.attention,
+                **extra,
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _cannot_load("model", settings, error) from error
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
@@ -121,7 +134,10 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
             f"model.base: {settings.base}",
             "the folder's config.json and weights must belong together",
         )
-    return model.to(device)
+    if settings.quantization == "none":
+        return model.to(device)
+    quantized.settle(model, settings, dtype)
+    return model
 
 
 def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:

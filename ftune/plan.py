@@ -8,14 +8,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from ftune import schedule
+from ftune import quantized, schedule
 from ftune.batches import MicroBatch
 from ftune.loss import CHUNK_ELEMENTS
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.model import base_dtype, hidden_states, shape_of
-from ftune.recipe import Recipe
-from ftune.settings import METHOD_NAMES
+from ftune.recipe import ModelSection, Recipe
+from ftune.settings import METHOD_NAMES, MethodSettings
 from ftune.train import TrainingPlan, attending
 
 CARDS = {
@@ -35,8 +35,8 @@ CHECKPOINTING_PARAMETERS = 10**9
 """`gradient_checkpointing: auto` turns it on for models from this size."""
 GENERATION_TOKENS = 8192
 """Tokens that one batch of generation holds in its cache."""
-OPTIMIZER_BYTES = {"adamw": 8, "sgd": 0}
-"""Bytes of optimizer state per trainable parameter; AdamW holds two float32 moments."""
+SMALLEST_IN_8_BITS = 4096
+"""bitsandbytes keeps the moments of smaller tensors in float32."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,24 @@ def _activations(model: PreTrainedModel, plan: TrainingPlan, is_checkpointed: bo
     return int(kept // config.num_hidden_layers + inputs * config.num_hidden_layers)
 
 
+def optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
+    """AdamW's two moments: in float32, or in 8 bits with two float32 constants for each 256."""
+    if name == "sgd":
+        return 0
+    counts = [p.numel() for p in trained]
+    if not name.endswith("8bit"):
+        return 8 * sum(counts)
+    return sum(2 * n + 8 * -(-n // 256) if n >= SMALLEST_IN_8_BITS else 8 * n for n in counts)
+
+
+def base_of(settings: ModelSection, method: MethodSettings) -> ModelSection:
+    """The base as a method holds it by default: never quantized where it is trained itself."""
+    if METHODS[method.name].trains_base:
+        return settings.model_copy(update={"quantization": "none"})
+    usual = method.recipe_defaults.get("model", {})
+    return settings.model_copy(update=dict(usual)) if settings.quantization == "none" else settings
+
+
 def make_plan(
     recipe: Recipe, settings: Any, run: TrainingPlan, supervised_tokens: int | None, num_examples: int | None
 ) -> Prediction:
@@ -129,14 +147,16 @@ def make_plan(
     dtype = base_dtype(recipe.model, device, method.trains_base)
     with FakeTensorMode():
         model = shape_of(recipe.model, dtype)
-        weights = _bytes(list(model.parameters()))
+        plain = weights = _bytes(list(model.parameters()))
+        if (base := base_of(recipe.model, settings)).quantization != "none":
+            weights = quantized.weight_bytes(model, base)
         base_parameters = {id(parameter) for parameter in model.parameters()}
         method.attach(model, settings)
         activations = _activations(model, run, is_checkpointed(recipe, model))
     trained = list(trainable(model).values())
     adapter = _bytes([p for p in model.parameters() if id(p) not in base_parameters])
     gradients = _bytes(trained)
-    state = sum(p.numel() for p in trained) * OPTIMIZER_BYTES[recipe.training.optimizer]
+    state = optimizer_bytes(recipe.training.optimizer, trained)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     loss = 3 * 4 * min(CHUNK_ELEMENTS, run.micro_batch_tokens * vocabulary)
     memory = Memory(
@@ -147,8 +167,9 @@ def make_plan(
         activations=activations,
         loss=loss,
         training_peak=weights + adapter + gradients + state + activations + loss,
-        evaluation_peak=2 * weights + adapter + _cache_bytes(model, GENERATION_TOKENS),
-        merge_peak=2 * weights + adapter,
+        # The proof of a merge holds plain weights, whatever was trained over.
+        evaluation_peak=adapter + max(2 * weights + _cache_bytes(model, GENERATION_TOKENS), plain),
+        merge_peak=2 * plain + adapter,
     )
     total = sum(p.numel() for p in model.parameters())
     steps = None

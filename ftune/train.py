@@ -17,11 +17,16 @@ from transformers import PreTrainedModel
 from ftune import attention, batches, schedule
 from ftune.batches import MicroBatch
 from ftune.data import Example
-from ftune.errors import RunError
+from ftune.errors import RunError, UserError
 from ftune.methods.base import Method
 from ftune.objectives.base import Objective
 from ftune.recipe import TrainingSection
 
+BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
 MICRO_BATCH_TOKENS = 4096
 """What `micro_batch_tokens: auto` holds at once."""
 
@@ -74,6 +79,20 @@ class Job:
     accelerator: Accelerator
 
 
+def resolve_optimizer(requested: str, device: torch.device) -> str:
+    """The optimizer that `auto` means here; raises UserError for a paged one on a CPU.
+
+    Paged memory is CUDA's; bitsandbytes would fall back to ordinary memory there with no more than a warning.
+    """
+    if requested == "auto":
+        return "paged_adamw_32bit" if device.type == "cuda" else "adamw"
+    if requested.startswith("paged") and device.type != "cuda":
+        plain = requested.removeprefix("paged_").removesuffix("_32bit")
+        hint = f"use {plain}, which computes the same"
+        raise UserError(f"{requested} needs a GPU: there is no paged memory here", "training.optimizer", hint)
+    return requested
+
+
 def make_optimizer(model: PreTrainedModel, training: TrainingSection) -> torch.optim.Optimizer:
     """The optimizer over every trainable parameter; weight decay only on matrices.
 
@@ -88,9 +107,15 @@ def make_optimizer(model: PreTrainedModel, training: TrainingSection) -> torch.o
         {"params": parameters, "weight_decay": decay, "scale": scale} for (decay, scale), parameters in grouped.items()
     ]
     assert training.learning_rate is not None
-    if training.optimizer == "sgd":
+    name = resolve_optimizer(training.optimizer, model.get_input_embeddings().weight.device)
+    if name == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate)
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate)
+    import bitsandbytes
+
+    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, BITSANDBYTES[name])(groups, lr=training.learning_rate)
+    return made
 
 
 def peak_memory(device: torch.device) -> int:
@@ -152,7 +177,8 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
     model, training = job.model, plan.training
     assert training.learning_rate is not None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = job.accelerator.prepare(job.optimizer)
+    # Its state lies where it belongs already; accelerate would copy it, out of paged memory too.
+    optimizer = job.accelerator.prepare(job.optimizer, device_placement=[False])
     per_epoch = schedule.steps_per_epoch(len(examples), training.batch_size)
     model.train()
     for step in range(start + 1, plan.total_steps + 1):

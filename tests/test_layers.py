@@ -26,6 +26,7 @@ LAYERS = [
     "batches",
     "attention",
     "loss",
+    "quantized",
     "model",
     "methods",
     "objectives",

@@ -68,7 +68,7 @@ method.dropout=1.0 | method.dropout=-0.1 | method.target_modules=[] | method.tar
 method.layers=[-1] | method.layers=first-half | method.rank_pattern={q_proj: 0}
 training.learning_rate=fast | training.learning_rate=-1 | training.learning_rate=.nan
 training.learning_rate=.inf | training.learning_rate=1e999 | training.learning_rate=true
-training.learning_rate=null | training.epochs=1.5x | training.epochs=0 | training.batch_size=0
+training.epochs=1.5x | training.epochs=0 | training.batch_size=0
 training.micro_batch_tokens=0 | training.warmup=1 | training.seed=-1 | training.seed=99999999999999999999999
 training.gradient_checkpointing=on | training.max_grad_norm=0 | training.keep_checkpoints=0
 data.max_length=1 | data.train=null | data.train=[] | data.train=3 | data.packing=yes | data.test=''
@@ -124,7 +124,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
         "method: {name: lora, rank: 0}\n"
         "objective: dpo\n"
         "data:\n  validation: 0.1\n  packing: 3\n  packing: true\n"
-        "training:\n  seed: !x 1\n  learning_rte: 1\n  optimizer: adamw_8bit\n"
+        "training:\n  seed: !x 1\n  learning_rte: 1\n  parallel: ddp\n"
     )
     problems = problems_of(write(text), ["gates.min_score=high", "foo"])
     places = [problem.where.partition("recipe.yaml:")[2] or problem.where for problem in problems]
@@ -137,7 +137,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
         "7 (data.packing)",
         "9 (training.seed)",
         "10 (training.learning_rte)",
-        "11 (training.optimizer)",
+        "11 (training.parallel)",
         "override gates.min_score=high",
         "override foo",
     ]
@@ -147,10 +147,9 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 
 
 NOT_YET = """
-model.quantization=nf4 | model.double_quantization=false | model.attention=flash_attention_2
-data.train={hub: owner/name, split: train} | data.train={hub: 3}
+model.attention=flash_attention_2 | data.train={hub: owner/name, split: train} | data.train={hub: 3}
 data.validation=0.1 | data.format=sharegpt | data.deduplicate=exact | data.decontaminate=true
-training.optimizer=paged_adamw_8bit | training.parallel=ddp | training.select=best
+training.parallel=ddp | training.select=best
 evaluation.metric=rouge_l | evaluation.metric=score.py:f1 | evaluation.review=50
 evaluation.probe=general | evaluation.probe={harness: [arc_easy]} | output.trackers=[wandb]
 """

@@ -8,14 +8,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import model as models
-from ftune.artifacts import files
+from ftune import quantized
+from ftune.artifacts import distance, files
+from ftune.artifacts.distance import Distances
+from ftune.artifacts.distance import Logits as Logits
+from ftune.artifacts.distance import reference as reference
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
 from ftune.methods.base import check_merging
 from ftune.recipe import ModelSection
 from ftune.settings import METHOD_NAMES
-
-Logits = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Proof:
     tolerance: float
     reason: str = ""
     """Why something was not measured."""
+    distances: Distances | None = None
+    """Of both possible merges from what was trained, where the base was quantized."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -38,6 +42,7 @@ class Proof:
             "merged_max_diff": self.merged_max_diff,
             "tolerance": self.tolerance,
             "reason": self.reason,
+            **(self.distances.as_dict() if self.distances else {}),
         }
 
     def gates(self) -> list[dict[str, Any]]:
@@ -47,11 +52,6 @@ class Proof:
             if value is not None:
                 found.append({"name": name, "limit": self.tolerance, "value": value, "passed": value <= self.tolerance})
         return found
-
-
-def reference(model: PreTrainedModel) -> Logits:
-    """The logits that other forms of this model are compared with."""
-    return models.logits_of(model, models.proof_rows_for(model))
 
 
 def is_live(ours: Logits, base: Logits) -> bool:
@@ -82,12 +82,15 @@ def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_
 
 @dataclass(frozen=True)
 class Merge:
-    """What a merge wrote, and how far its logits lie from the adapter's."""
+    """What a merge wrote, and how far its logits lie from the adapter's on the same base."""
 
     output: Path
     max_diff: float
     tolerance: float
     keys_loaded: str
+    trained_over: str = "none"
+    """How the base was quantized while the adapter was trained."""
+    distances: Distances | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -95,7 +98,32 @@ class Merge:
             "merged_max_diff": self.max_diff,
             "tolerance": self.tolerance,
             "keys_loaded": self.keys_loaded,
+            "merged_into": "full_precision",
+            "trained_over": self.trained_over,
+            **(self.distances.as_dict() if self.distances else {}),
         }
+
+
+def trained_over(
+    settings: ModelSection, adapter: Path, strength: float, device: torch.device
+) -> tuple[Logits, distance.Distance]:
+    """The logits of the adapter over the quantized base it was trained on, and how far a merge into that base lies."""
+    model = models.load_base(settings, models.base_dtype(settings, device, trains_base=False), device)
+    method = METHODS[files.load_adapter(model, adapter).method]
+    method.set_strength(model, strength)
+    trained = reference(model)
+    method.merge(model)
+    return trained, distance.dequantized_merge(settings, model, trained)
+
+
+def check_mergeable(settings: ModelSection) -> None:
+    """A merge needs weights that can hold it."""
+    if quantized.is_stored_quantized(models.load_config(settings)):
+        raise UserError(
+            f"this base is stored in {settings.quantization} only, and rounding would eat what the adapter changes",
+            f"model.base: {settings.base}",
+            "serve the adapter itself, or train it over the base in full precision with model.quantization",
+        )
 
 
 def merge(
@@ -108,6 +136,9 @@ def merge(
 ) -> Merge:
     """Fold an adapter into its base, in the base's stored dtype, and write it only after its own files proved equal.
 
+    An adapter that was trained over a quantized base goes into that base's full precision; how far that lies from what
+    was trained is measured.
+
     Raises UserError for the wrong base or an adapter that is in it already, RunError when merged and adapter differ.
     """
     check_merging(files.read_settings(adapter).name)
@@ -115,6 +146,10 @@ def merge(
     base_card = files.read_card(settings.base) if isinstance(settings.base, Path) else {}
     fingerprint = models.fingerprint(settings)
     files.check_base(card, fingerprint, digest, base_card)
+    check_mergeable(settings)
+    over = settings.quantization
+    trained, dequantized = trained_over(settings, adapter, strength, device) if over != "none" else (None, None)
+    settings = distance.full_precision(settings)
     model = models.load_base(settings, models.stored_dtype(models.load_config(settings)), device)
     base = reference(model)
     loaded = files.load_adapter(model, adapter)
@@ -126,7 +161,10 @@ def merge(
     method.merge(model)
     limit = models.tolerance(next(model.parameters()).dtype, wanted)
     contains = [*base_card.get("contains_adapters", []), digest]
-    merged_card = {"base": fingerprint, "contains_adapters": contains, "strength": strength}
+    merged_card = {"base": fingerprint, "contains_adapters": contains, "strength": strength, "trained_over": over}
+    distances = None
+    if trained is not None and dequantized is not None:
+        distances = Distances(distance.between(reference(model), trained), dequantized)
     difference = 0.0
 
     def prove(folder_: Path) -> None:
@@ -141,7 +179,7 @@ def merge(
             )
 
     files.save_model(output, model, tokenizer, merged_card, prove)
-    return Merge(output, difference, limit, loaded.keys_loaded)
+    return Merge(output, difference, limit, loaded.keys_loaded, over, distances)
 
 
 def check_not_there(output: Path) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftune.console.streams import format_problem, results
-from ftune.console.tables import Fact, mark, print_facts, print_plan, print_titled
+from ftune.console.tables import Fact, distances, mark, print_facts, print_plan, print_titled
 from ftune.errors import Problem
 from ftune.quantities import NOT_MEASURED, format_count, format_difference
 
@@ -58,6 +58,9 @@ def print_merge(merged: Mapping[str, Any]) -> None:
         ("keys loaded", str(merged["keys_loaded"])),
         ("same as adapter", mark(True) + Text(f" logits differ by at most {difference} (limit {limit})")),
     ]
+    if over := merged.get("distance_to_trained"):
+        rows.insert(1, ("merged into", f"the base in full precision; trained over {merged['trained_over']}"))
+        rows += distances(over, merged["kl_to_trained"])
     print_facts("Merged", rows)
 
 

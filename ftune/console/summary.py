@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from ftune.console.streams import results
-from ftune.console.tables import Fact, mark, new_table, print_facts, print_titled
+from ftune.console.tables import Fact, distances, mark, new_table, print_facts, print_titled
 from ftune.quantities import (
     NOT_MEASURED,
     are_all,
@@ -98,6 +98,8 @@ def _artefact(artefact: Mapping[str, Any]) -> list[Fact]:
         told = f" logits differ by at most {format_difference(value)}" if value else " the same logits"
         bound = "" if limit is None else f" (limit {format_difference(limit)})"
         rows.append((name, mark(None if limit is None else value <= limit) + Text(told + bound)))
+    if over := artefact.get("distance_to_trained"):
+        rows += distances(over, artefact["kl_to_trained"])
     if artefact.get("reason"):
         rows.append(("", Text(str(artefact["reason"]), style="dim")))
     return rows

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftune.console.streams import results
-from ftune.quantities import format_bytes, format_count
+from ftune.quantities import format_bytes, format_count, format_difference
 
 PEAKS = ("training_peak", "evaluation_peak", "merge_peak")
 WIDE = 72  # columns
@@ -59,6 +59,18 @@ def mark(passed: bool | None) -> Text:
     if passed is None:
         return Text("-", style="dim")
     return Text("✓", style="green") if passed else Text("✗", style="bold red")
+
+
+def distances(largest: Mapping[str, float], kl: Mapping[str, float]) -> list[Fact]:
+    """How far the two possible merges lie from what was trained over a quantized base."""
+    names = {"full_precision": "full precision", "dequantized": "dequantized"}
+    return [
+        (
+            f"{name} base",
+            f"merged, logits lie within {format_difference(largest[key])} of the trained (KL {kl[key]:.1e} nats)",
+        )
+        for key, name in names.items()
+    ]
 
 
 def print_plans(plans: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from ftune.methods.base import Method
 METHODS: dict[str, Method] = {
     "full": full.METHOD,
     "lora": lora.METHOD,
+    "qlora": lora.METHOD,
     "dora": dora.METHOD,
     "adalora": adalora.METHOD,
     "vera": vera.METHOD,

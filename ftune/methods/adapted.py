@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ftune import quantized
 from ftune.methods.base import Adapted
 
 
@@ -23,15 +24,29 @@ class AdaptedLinear(Adapted):
         bias: torch.Tensor | None = self.base_layer.bias  # type: ignore[assignment]
         return bias
 
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """What the base's layer computes in: its weight's dtype, unless that is a quantized one."""
+        layer: Any = self.base_layer
+        dtype: torch.dtype = layer.compute_dtype if quantized.is_quantized(layer) else layer.weight.dtype
+        return dtype
+
     @torch.no_grad()
     def matrix(self) -> torch.Tensor:
-        """The base's weight as (out, in), in its own dtype."""
+        """The base's weight as (out, in), in the dtype it computes in."""
+        if quantized.is_quantized(self.base_layer):
+            return quantized.matrix(self.base_layer)
         weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
         return weight.T if self.is_transposed else weight
 
     @torch.no_grad()
     def with_matrix(self, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:
-        """The base layer, plain again, with other values: (out, in) float64, rounded once to the base's dtype."""
+        """The base layer, plain again, with other values: (out, in) float64, rounded once to the base's dtype.
+
+        A quantized layer could not hold them (rounding would eat the update): a plain one takes its place.
+        """
+        if quantized.is_quantized(self.base_layer):
+            return quantized.plain(self.base_layer, matrix, bias)
         weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
         weight.data = (matrix.T if self.is_transposed else matrix).to(weight.dtype).contiguous()
         if bias is not None:

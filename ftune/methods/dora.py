@@ -41,11 +41,6 @@ class DoraLinear(lora.LoraLinear):
         norm: torch.Tensor = squared.clamp_min(SMALLEST_NORM**2).sqrt()
         return norm
 
-    @property
-    def base_dtype(self) -> torch.dtype:
-        weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return weight.dtype
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h: torch.Tensor = self.base_layer(x)
         ratio = self.lora_magnitude_vector / self.norm()

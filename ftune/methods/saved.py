@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftune import quantized
 from ftune.errors import Problem, UserError
 from ftune.methods import base
 
@@ -33,6 +34,9 @@ def _train_copy(model: PreTrainedModel, path: str) -> None:
     original = model.get_submodule(path)
     if any(isinstance(module, base.Adapted) for module in original.modules()):
         raise UserError(f"{path} is adapted and trained in full at once", "method.modules_to_save", "choose one")
+    if next(quantized.layers(original), None) is not None:
+        hint = "with a quantized base name lm_head, embed_tokens or a norm, which stay as they are"
+        raise UserError(f"{path} is quantized and cannot be trained in full", "method.modules_to_save", hint)
     dtypes = {parameter.dtype for parameter in original.parameters()}
     if not dtypes:
         raise UserError(f"{path} has no weights to train", "method.modules_to_save")

@@ -38,8 +38,6 @@ def is_mapping(value: Any) -> bool:
 
 # `*` stands for every entry of a list.
 AVAILABLE: Mapping[str, Only | No] = {
-    "model.quantization": Only("none"),
-    "model.double_quantization": Only(True),
     "model.attention": Only("auto", "eager", "sdpa"),
     "data.train": No("{hub, split}", is_mapping),
     "data.train.*.weight": Only(1),
@@ -48,7 +46,6 @@ AVAILABLE: Mapping[str, Only | No] = {
     "data.format": Only("auto", "messages", "prompt_completion", "text"),
     "data.deduplicate": Only("off"),
     "data.decontaminate": Only(False),
-    "training.optimizer": Only("adamw", "sgd"),
     "training.parallel": Only("auto"),
     "training.select": Only("last"),
     "evaluation.metric": Only("exact_match", "contains", "json_match", "loss"),

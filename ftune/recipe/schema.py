@@ -1,6 +1,7 @@
 """The recipe: every key, its bounds and its description; documentation and starters are made from it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from ftune.settings import (
     AnyMethod,
     AnyObjective,
     FilePath,
+    MethodSettings,
     Number,
     Positive,
     Settings,
@@ -49,7 +51,9 @@ class ModelSection(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="how the base is held in memory"
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] = Field("none", description="a smaller base that stays frozen")
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="a smaller base that stays frozen; nf4 unless told otherwise with qlora"
+    )
     double_quantization: bool = Field(True, description="quantize the quantization constants too")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="attention implementation"
@@ -107,8 +111,9 @@ class TrainingSection(Settings):
     micro_batch_tokens: Literal["auto"] | Count = Field(
         "auto", description="what fits at once; never changes the result"
     )
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
-        "adamw", description="the optimizer"
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
+        "adamw",
+        description="the optimizer; auto (qlora's default) is paged_adamw_32bit on a GPU and adamw on a CPU",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="the learning rate after warm-up")
     warmup: Number = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
@@ -208,11 +213,32 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Short forms, and sections that were left out."""
+        """Short forms, sections that were left out, and the defaults that suit the method."""
         if not isinstance(values, dict):
             return values
         values = {"training": {}, "output": {}, **values}
         for section, key in SHORT_FORMS.items():
             if isinstance(values.get(section), str):
                 values[section] = {key: values[section]}
+        for section, defaults in _method_defaults(values.get("method")).items():
+            if isinstance(values.get(section), dict):
+                values[section] = {**defaults, **values[section]}
         return values
+
+    @field_validator("method")
+    @classmethod
+    def _has_its_base(cls, value: MethodSettings, info: ValidationInfo) -> MethodSettings:
+        model = info.data.get("model")
+        if "quantization" in value.recipe_defaults.get("model", {}) and model and model.quantization == "none":
+            raise PydanticCustomError(
+                "ftune",
+                "method {name} needs a quantized base: leave model.quantization out, or take method lora",
+                {"name": value.name},
+            )
+        return value
+
+
+def _method_defaults(method: Any) -> Mapping[str, Mapping[str, Any]]:
+    """The defaults of other sections that hold with a method, by section."""
+    entry = METHOD_NAMES.get(str(method.get("name"))) if isinstance(method, dict) else None
+    return entry.settings.recipe_defaults if entry and entry.settings else {}

@@ -152,6 +152,7 @@ def starter(method: str, task: str) -> str:
     if task not in TASKS:
         raise UserError(f"no task '{task}'", "--task", "use " + " or ".join(TASKS))
     shown = {**STARTER, **TASKS[task]}
+    shown |= {f"{s}.{key}": v for s, values in settings.recipe_defaults.items() for key, v in values.items()}
     shown |= {f"method.{key}": field.default for key, field in list(settings.model_fields.items())[:FEW_KEYS]}
     lines = [
         f"# A recipe of ftune: {method}, {task}. Check it with `ftune check`, run it with `ftune train`.",

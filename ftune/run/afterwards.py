@@ -11,11 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import evaluate, folder, report
 from ftune import model as models
-from ftune.artifacts import files, proof
+from ftune.artifacts import distance, files, proof
 from ftune.chat import Tokens
 from ftune.data import Example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
+from ftune.recipe import ModelSection
 from ftune.run import evidence, training
 from ftune.run.inputs import require
 from ftune.run.targets import Target
@@ -25,7 +26,7 @@ def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, s
     """The tuned model from its files, how many of its tensors were loaded, and its method."""
     dtype = models.base_dtype(target.model, device, target.adapter is None)
     if target.adapter is None:
-        settings = target.model.model_copy(update={"base": target.tuned, "revision": None})
+        settings = whole_model(target, target.tuned)
         tuned = models.load_base(settings, dtype, device)
         count = len(tuned.state_dict())
         return tuned, f"{count}/{count}", "full"
@@ -33,6 +34,11 @@ def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, s
     tuned = models.load_base(target.model, dtype, device)
     loaded = files.load_adapter(tuned, target.adapter)
     return tuned, loaded.keys_loaded, loaded.method
+
+
+def whole_model(target: Target, path: Path | None) -> ModelSection:
+    """A model folder that ftune wrote: in full precision, whatever was trained over."""
+    return target.model.model_copy(update={"base": path, "revision": None, "quantization": "none"})
 
 
 def check_base(target: Target) -> None:
@@ -157,9 +163,10 @@ def _prove_logits(
     told = f"merged and adapter logits differ by {proved.merged_max_diff:.2g} (limit {proved.tolerance:.2g})"
     add("merge", proved.merged_max_diff <= proved.tolerance, told)
     if target.run is not None and target.adapter is not None and target.run.merged.is_dir():
-        merged = models.load_base(
-            target.model.model_copy(update={"base": target.run.merged, "revision": None}), torch.float32, device
-        )
+        merged = models.load_base(whole_model(target, target.run.merged), torch.float32, device)
+        if target.model.quantization != "none":
+            full, _, _ = load_tuned(replace(target, model=distance.full_precision(target.model)), device)
+            ours = proof.reference(full)
         difference = models.max_difference(proof.reference(merged), ours)
         limit = models.tolerance(models.stored_dtype(merged.config), ours)
         add(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import data, folder, model, plan, probe, schedule
-from ftune.artifacts import files
+from ftune import data, folder, model, plan, probe, quantized, schedule
+from ftune.artifacts import files, proof
 from ftune.data import Dataset
 from ftune.errors import Problem, UserError
 from ftune.evaluate import has_answer
@@ -20,7 +20,7 @@ from ftune.plan import Prediction
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.settings import METHOD_NAMES, MethodSettings, learning_rate_for
-from ftune.train import TrainingPlan
+from ftune.train import TrainingPlan, resolve_optimizer
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def training_plan(recipe: Recipe, num_examples: int | None) -> TrainingPlan:
 def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     """All inputs of a recipe, or None when the collector found problems."""
     tokenizer = facts = train = prediction = None
-    with collector.stage():
-        check_abilities(recipe)
+    check_possible(recipe, collector)
     with collector.stage():
         facts = model.facts(recipe.model)
     with collector.stage():
@@ -118,6 +117,19 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     return Inputs(tokenizer, train, validation, test, items, run_plan, prediction)
 
 
+def check_possible(recipe: Recipe, collector: Collector) -> None:
+    """What this machine, this method and this base cannot do together."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with collector.stage():
+        resolve_optimizer(recipe.training.optimizer, device)
+    with collector.stage():
+        check_abilities(recipe)
+    with collector.stage():
+        quantized.check_stored(recipe.model, model.load_config(recipe.model))
+        if recipe.output.save != "adapter" and recipe.model.quantization != "none":
+            proof.check_mergeable(recipe.model)
+
+
 def require(recipe: Recipe) -> Inputs:
     """All inputs of a recipe; raises UserError with everything that is wrong."""
     collector = Collector()
@@ -135,8 +147,9 @@ def check_abilities(recipe: Recipe) -> None:
         what = f"an adapter of {name} cannot be merged: {abilities.obstacle_to_merging}"
         problems.append(Problem(what, f"output.save: {recipe.output.save}", "set output.save: adapter"))
     if recipe.model.quantization != "none" and not abilities.quantized:
-        what = f"{name} trains the base's own weights, which a quantized base does not have"
-        problems.append(Problem(what, f"model.quantization: {recipe.model.quantization}", "take qlora"))
+        what = f"{name} trains the base's own weights, which a quantized base cannot hold"
+        hint = "use quantization: none, or a method that leaves the base as it is, such as qlora"
+        problems.append(Problem(what, f"model.quantization: {recipe.model.quantization}", hint))
     if recipe.training.gradient_checkpointing is True and not (abilities.checkpointing or recipe.data.packing):
         what = f"{name} without packing loses its prefix when activations are computed again"
         problems.append(Problem(what, "training.gradient_checkpointing", "set data.packing: true, or this to false"))
@@ -199,7 +212,7 @@ def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
     """Begin with an adapter that was trained before, of the same method and shape."""
     assert settings.start_from is not None
     found = files.read_settings(settings.start_from)
-    if found.name != settings.name:
+    if METHODS[found.name] is not METHODS[settings.name]:
         raise UserError(
             f"{settings.start_from} is an adapter of {found.name}", "method.start_from", f"take method {found.name}"
         )
@@ -219,8 +232,11 @@ def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
 
 @torch.no_grad()
 def hashes(module: torch.nn.Module) -> dict[str, int]:
-    """A 64-bit hash of every parameter's bits, computed where it lies: equal before and after means unchanged."""
+    """A 64-bit hash of every weight's bits, computed where it lies: equal before and after means unchanged."""
+    tensors: dict[str, torch.Tensor] = dict(module.named_parameters())
+    for path, layer in quantized.layers(module):
+        tensors |= {f"{path}.weight.{name}": constant for name, constant in quantized.constants(layer).items()}
     return {
-        name: int(torch.hash_tensor(parameter).view(torch.int64)) if parameter.numel() else 0
-        for name, parameter in module.named_parameters()
+        name: int(torch.hash_tensor(tensor.data).view(torch.int64)) if tensor.numel() else 0
+        for name, tensor in tensors.items()
     }

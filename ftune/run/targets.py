@@ -52,11 +52,12 @@ def _path_or_hub(name: str) -> Path | str:
 
 
 def _base_of_adapter(path: Path, base: str | None, loaded: Recipe | None) -> ModelSection:
+    over = files.read_card(path).get("trained_over", {})
     if base is not None:
-        return ModelSection(base=_path_or_hub(base))
+        return ModelSection(base=_path_or_hub(base), **over)
     if loaded is not None:
         return loaded.model
     name = files.read_adapter_config(path).get("base_model_name_or_path")
     if not name:
         raise UserError("the adapter does not name its base", str(path / files.ADAPTER_CONFIG), "name it with --base")
-    return ModelSection(base=_path_or_hub(str(name)))
+    return ModelSection(base=_path_or_hub(str(name)), **over)

@@ -2,15 +2,16 @@
 
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import folder, plan, recipe, report, schedule, train
+from ftune import folder, plan, quantized, recipe, report, schedule, train
 from ftune import model as models
-from ftune.artifacts import files, proof
+from ftune.artifacts import distance, files, proof
 from ftune.console.streams import note
 from ftune.errors import UserError
 from ftune.folder import RunFolder
@@ -48,7 +49,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         made_from = digests(settings, inputs.tokenizer)
         with stopping_on_signals() as stop:
             fit(settings, inputs, model, accelerator, run, made_from, stop)
-        record = tensors_record(model, before)
+        record = tensors_record(model, before) | quantized.describe(model, settings.model)
+        record["optimizer"] = train.resolve_optimizer(settings.training.optimizer, accelerator.device)
         live = proof.reference(model)
         save(settings, inputs, model, run, made_from)
         del model
@@ -110,6 +112,8 @@ def save(settings: Recipe, inputs: Inputs, model: PreTrainedModel, run: RunFolde
         "template": made_from["template"],
         "method": settings.method.model_dump(mode="json"),
     }
+    if settings.model.quantization != "none":
+        card["trained_over"] = {key: getattr(settings.model, key) for key in ("quantization", "double_quantization")}
     if METHODS[settings.method.name].trains_base:
         files.save_model(run.merged, model, inputs.tokenizer, card)
         return
@@ -127,7 +131,14 @@ def measure(
     base_logits = proof.reference(base)
     measured = evidence.gather(settings, inputs, base, tuned)
     del base
-    return measured, proof.prove_tuned(tuned, base_logits, live, keys_loaded, settings.method.name)
+    trained = proof.reference(tuned) if distance.is_measurable(settings.model) else None
+    proved = proof.prove_tuned(tuned, base_logits, live, keys_loaded, settings.method.name)
+    if trained is None:
+        return measured, proved
+    dequantized = distance.dequantized_merge(settings.model, tuned, trained)
+    del tuned
+    plain = distance.full_precision_merge(settings.model, run.adapter, trained, device)
+    return measured, replace(proved, distances=distance.Distances(plain, dequantized))
 
 
 def load_pair(settings: Recipe, run: RunFolder, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel, str]:

@@ -1,6 +1,7 @@
 """One settings class per method: plain data that the recipe validates and the method reads."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +24,8 @@ from ftune.settings.fields import (
 class MethodSettings(Settings):
     """What every method has."""
 
+    recipe_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Defaults of other sections that hold with this method, by section and key."""
     learning_rate_at_2000: ClassVar[float]
     """The learning rate when the recipe gives none, for a model of that width; see `learning_rate_for`."""
 
@@ -72,6 +75,14 @@ class LoraSettings(LowRankSettings):
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
     init: Literal["default", "pissa", "olora"] = Field("default", description="how A and B start")
     learning_rate_ratio: Positive = Field(1.0, description="learning rate of B over that of A (LoRA+)")
+
+
+class QloraSettings(LoraSettings):
+    """LoRA by another name, over a base that is quantized unless the recipe says how."""
+
+    recipe_defaults = {"model": {"quantization": "nf4"}, "training": {"optimizer": "auto"}}
+
+    name: Literal["qlora"] = Field("qlora", description="lora over a quantized base")  # type: ignore[assignment]
 
 
 class DoraSettings(LowRankSettings):

@@ -18,6 +18,7 @@ from ftune.settings.methods import (
     MethodSettings,
     PrefixTuningSettings,
     PromptTuningSettings,
+    QloraSettings,
     VeraSettings,
 )
 from ftune.settings.objectives import ObjectiveSettings, SftSettings
@@ -75,7 +76,10 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         Abilities(vllm=True),
     ),
     "qlora": Entry(
-        "is lora over a base in 4 bits; for a model that hardly fits", ("2305.14314",), abilities=Abilities(vllm=True)
+        "is lora over a base in 4 bits; for a model that hardly fits",
+        ("2305.14314",),
+        QloraSettings,
+        Abilities(vllm=True),
     ),
     "dora": Entry("is lora for the direction of each weight, plus its magnitude", ("2402.09353",), DoraSettings),
     "adalora": Entry("spends a shrinking rank budget where it matters most", ("2303.10512",), AdaloraSettings),
@@ -101,6 +105,7 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         "trains input embeddings in front of the text",
         ("2104.08691", "2110.07602"),
         PromptTuningSettings,
+        QloraSettings,
         Abilities(obstacle_to_merging="it is input, which no weight of the base can hold"),
     ),
 }

@@ -1,0 +1,155 @@
+"""The method qlora, its optimizers, and runs over quantized bases. Numbers: trust cases."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_model, write_recipe
+
+from ftune import checkpoint, folder, plan, recipe, train
+from ftune import model as models
+from ftune.artifacts import files
+from ftune.errors import UserError
+from ftune.methods import METHODS
+from ftune.methods.base import trainable
+from ftune.recipe import ModelSection
+from ftune.run.afterwards import merge_target, verify_target
+from ftune.run.inputs import Collector, check_possible
+from ftune.run.targets import resolve
+from ftune.run.training import train_run
+from ftune.settings import LoraSettings
+
+
+def plain_logits(path, adapter=None):
+    """Of a model in full precision, with an adapter on it or without."""
+    model = models.load_base(ModelSection(base=path), torch.float32, torch.device("cpu"))
+    if adapter is not None:
+        files.load_adapter(model, adapter)
+    return models.logits_of(model, models.proof_rows(96, 512))
+
+
+def test_eight_bit_moments_continue_exactly_and_are_as_large_as_planned(tmp_path):
+    """Case 80: its step is a number, not a tensor, and its moments are bytes."""
+    section = recipe.TrainingSection(learning_rate=0.01, optimizer="adamw_8bit")
+
+    def start():
+        model = make_model()
+        METHODS["lora"].attach(model, LoraSettings(rank=64, dropout=0.0))
+        return model, train.make_optimizer(model, section)
+
+    def step(model, optimizer, number):
+        torch.manual_seed(number)
+        for parameter in trainable(model).values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    straight, optimizer = start()
+    for number in range(3):
+        step(straight, optimizer, number)
+    states = [optimizer.state[p] for p in trainable(straight).values()]
+    held = [t for state in states for what, t in state.items() if what not in ("step", "qmap1", "qmap2")]
+    assert {t.dtype for t in held} == {torch.uint8, torch.float32}
+    planned = plan.optimizer_bytes("adamw_8bit", list(trainable(straight).values()))
+    assert planned == sum(t.numel() * t.element_size() for t in held)
+    checkpoint.save(tmp_path, 3, trainable(straight), optimizer, {}, 1)
+    resumed, other = start()
+    checkpoint.restore(checkpoint.latest(tmp_path), trainable(resumed), other)
+    for number in (3, 4):
+        step(straight, optimizer, number)
+        step(resumed, other, number)
+    assert all(torch.equal(p, trainable(resumed)[name]) for name, p in trainable(straight).items())
+
+
+def problems_of(path, *overrides):
+    collector = Collector()
+    check_possible(recipe.load(path, overrides), collector)
+    return [problem.what for problem in collector.problems]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has paged memory")
+def test_what_cannot_be_done_is_told_before_anything_is_loaded(workspace):
+    path = write_recipe(workspace, method={"name": "qlora"})
+    assert problems_of(path) == []
+    assert problems_of(path, "training.optimizer=adamw_8bit", "model.quantization=fp4") == []
+    for name in ("paged_adamw_32bit", "paged_adamw_8bit"):
+        assert problems_of(path, f"training.optimizer={name}") == [f"{name} needs a GPU: there is no paged memory here"]
+    assert problems_of(path, "method={name: full}", "model.quantization=int8") == [
+        "full trains the base's own weights, which int8 cannot hold"
+    ]
+
+
+# qlora
+
+
+def test_qlora_is_lora_over_four_bits(workspace):
+    path = write_recipe(workspace, method={"name": "qlora"})
+    found = recipe.load(path)
+    assert (found.model.quantization, found.model.double_quantization) == ("nf4", True)
+    assert found.training.optimizer == "auto"
+    assert [train.resolve_optimizer("auto", torch.device(d)) for d in ("cpu", "cuda")] == ["adamw", "paged_adamw_32bit"]
+    assert METHODS["qlora"] is METHODS["lora"]
+    assert recipe.load(path, ["model.quantization=fp4"]).model.quantization == "fp4"
+    with pytest.raises(UserError, match="qlora needs a quantized base"):
+        recipe.load(path, ["model.quantization=none"])
+
+
+def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(workspace):
+    """Cases 72, 73, 75 and 78."""
+    rows = ["method={name: qlora, rank: 64}", "training.optimizer=adamw_8bit", "training.checkpoint_every=2"]
+    path = write_recipe(workspace)
+    report = train_run(recipe.load(path, rows))
+    run = workspace / "run"
+    manifest, artefact = folder.read_json(run / "manifest.json"), report["artefact"]
+    assert manifest["quantization"] == "nf4"
+    assert (manifest["double_quantization"], manifest["compute_dtype"]) == (True, "float32")
+    assert manifest["optimizer"] == "adamw_8bit"
+    assert set(manifest["changed"]) == set(manifest["trainable"])
+    assert artefact["reload_max_diff"] == 0.0
+    assert artefact["merged_max_diff"] <= artefact["tolerance"] == 1e-5
+    assert (
+        artefact["distance_to_trained"]["full_precision"]
+        > 1e-3
+        > 1e-5
+        >= artefact["distance_to_trained"]["dequantized"]
+    )
+    config = json.loads((run / "adapter" / files.ADAPTER_CONFIG).read_text())
+    assert (config["peft_type"], config["r"]) == ("LORA", 64)
+
+    for target in (run, run / "adapter"):
+        merged = merge_target(resolve(target), run / "merged", 1.0, overwrite=True)
+        assert merged["merged_into"] == "full_precision"
+        assert merged["distance_to_trained"] == pytest.approx(artefact["distance_to_trained"], rel=1e-3, abs=1e-6)
+        assert merged["merged_max_diff"] <= 1e-5
+    wanted = plain_logits(workspace / "base", run / "adapter")
+    assert models.max_difference(plain_logits(run / "merged"), wanted) <= 1e-5
+    manifest["files"] |= {f"merged/{name}": digest for name, digest in folder.checksums(run / "merged").items()}
+    folder.write_json(run / "manifest.json", manifest)
+    verified = verify_target(resolve(run))
+    assert verified["passed"], verified
+    assert {check["name"] for check in verified["checks"]} >= {"merge", "merged_folder", "adapter_live"}
+
+
+def test_run_over_four_bits_that_was_killed_ends_with_the_same_bytes(workspace, monkeypatch):
+    """Case 80, with 8-bit moments."""
+    rows = [
+        "method={name: qlora, rank: 64, dropout: 0.1}",
+        "training.optimizer=adamw_8bit",
+        "training.checkpoint_every=2",
+    ]
+    path = write_recipe(workspace)
+    train_run(recipe.load(path, [*rows, "output.dir=clean"]))
+    plain = train.train
+
+    def dying(*arguments):
+        for step in plain(*arguments):
+            yield step
+            if step.step == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(recipe.load(path, rows))
+    train_run(recipe.load(path, rows), resume=True)
+    clean, resumed = (workspace / name / "adapter" / files.ADAPTER_WEIGHTS for name in ("clean", "run"))
+    assert clean.read_bytes() == resumed.read_bytes()

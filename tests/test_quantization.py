@@ -1,0 +1,269 @@
+"""Bases in 4 and 8 bits through bitsandbytes, and qlora. Numbers: trust cases."""
+
+import subprocess
+import sys
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.nn import modules as bitsandbytes_modules
+from conftest import REPOSITORY, SHAPES, make_model, make_tokenizer, save_base
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ftune import model as models
+from ftune import quantized
+from ftune.artifacts import distance
+from ftune.errors import UserError
+from ftune.methods import METHODS
+from ftune.methods.base import trainable
+from ftune.recipe import ModelSection
+from ftune.run.inputs import hashes
+from ftune.settings import AdaloraSettings, BitfitSettings, DoraSettings, Ia3Settings, LoraSettings, VeraSettings
+
+CPU = torch.device("cpu")
+ROWS = models.proof_rows(96, 512)
+QUANTIZED = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
+LORA, DORA = LoraSettings(rank=4, alpha=8, dropout=0.0), DoraSettings(rank=4, alpha=8, dropout=0.0)
+METHOD_SETTINGS = {
+    "lora": LORA,
+    "lora, pissa": LoraSettings(rank=4, alpha=8, dropout=0.0, init="pissa"),
+    "dora": DORA,
+    "adalora": AdaloraSettings(initial_rank=4, target_rank=2),
+    "vera": VeraSettings(rank=8),
+    "ia3": Ia3Settings(),
+    "bitfit": BitfitSettings(),
+}
+
+
+@pytest.fixture(params=QUANTIZED, ids=lambda form: f"{form[0]}{', double' * form[1]}")
+def form(request):
+    return {"quantization": request.param[0], "double_quantization": request.param[1]}
+
+
+def load(path, **form):
+    return models.load_base(ModelSection(base=path, **form), torch.float32, CPU)
+
+
+def reference(path, **form):
+    """A plain float32 model that holds the dequantized weights."""
+    model = load(path)
+    for name, layer in quantized.layers(load(path, **form)):
+        plain = model.get_submodule(name)
+        W = quantized.matrix(layer)
+        plain.weight.data = (W if isinstance(plain, torch.nn.Linear) else W.T).contiguous()
+    return model
+
+
+def logits(model):
+    return models.logits_of(model, ROWS)
+
+
+def same(ours, theirs, within=1e-5):
+    assert models.max_difference(ours, theirs) <= within
+
+
+def gradients(model):
+    model.train()
+    model.zero_grad()
+    model(torch.tensor([ROWS[1]]), use_cache=False).logits.square().mean().backward()
+    return {name: p.grad.clone() for name, p in trainable(model).items()}
+
+
+def randomize(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+# Reading weights back
+
+
+def test_weights_that_bitsandbytes_lays_out_anew_cannot_be_read_back():
+    """The trap: what its layers do to themselves in the first evaluation on a CPU with AVX512-BF16."""
+    torch.manual_seed(0)
+    W = torch.randn(256, 128)
+    weight = bitsandbytes.nn.Params4bit(W.clone(), quant_type="nf4", requires_grad=False).to("cpu")
+    dequantize = bitsandbytes.functional.dequantize_4bit
+    before = dequantize(weight.data, weight.quant_state)
+    assert relative(before, W) == pytest.approx(0.09, abs=0.01)
+    packed, state = bitsandbytes_modules._convert_weight_packed_for_cpu(weight.data, weight.quant_state)
+    assert relative(dequantize(packed, state).float(), W) > 1.4
+    back, state = bitsandbytes_modules._convert_weight_packed_for_cpu_inverse(packed, state)
+    assert relative(dequantize(back, state).float(), before) > 1e-4, "its own way back is not exact either"
+
+
+def test_loaded_layers_are_never_laid_out_anew(tmp_path, monkeypatch):
+    """Evaluate, train, evaluate on a CPU that says it has AVX512-BF16: the same bytes, the same matrix."""
+    monkeypatch.setattr(bitsandbytes_modules, "has_avx512bf16", lambda: True)
+    model = load(save_base(tmp_path / "base"), quantization="nf4")
+    before, found = hashes(model), {path: quantized.matrix(layer) for path, layer in quantized.layers(model)}
+    for mode in (False, True, False):
+        model.train(mode)
+        with torch.no_grad():
+            model(torch.tensor([ROWS[1]]))
+    assert hashes(model) == before
+    assert {name.rpartition(".")[2] for name in before} >= {"weight", "absmax", "nested_absmax"}
+    assert all(torch.equal(quantized.matrix(layer), found[path]) for path, layer in quantized.layers(model))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_matrix_is_what_the_layer_multiplies_by(tmp_path, kind, form):
+    model, plain = load(save_base(tmp_path / "base", kind), **form), make_model(kind)
+    errors = {"nf4": 0.10, "fp4": 0.13, "int8": 0.01}
+    for path, layer in quantized.layers(model):
+        W = plain.get_submodule(path).weight
+        W = W if W.shape == (layer.out_features, layer.in_features) and kind != "gpt2" else W.T
+        eye, bias = torch.eye(layer.in_features), 0 if layer.bias is None else layer.bias
+        for mode in (False, True):
+            torch.testing.assert_close((layer.train(mode)(eye) - bias).T, quantized.matrix(layer), atol=1e-6, rtol=0)
+        assert relative(quantized.matrix(layer), W) < errors[form["quantization"]]
+    ours = logits(model)
+    quantized.dequantize(model)
+    same(logits(model), ours, 1e-6)
+
+
+# Training over them
+
+
+@pytest.mark.parametrize("settings", [LORA, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_trains_and_merges_as_a_float32_model_of_the_dequantized_weights(tmp_path, form, settings, is_checkpointed):
+    """Case 79, with evaluations between the steps, and a merge after them."""
+    base = save_base(tmp_path / "base")
+    pair = load(base, **form), reference(base, **form)
+    for model in pair:
+        METHODS[settings.name].attach(model, settings, seed=3)
+        randomize(model)
+        if is_checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+    before = hashes(pair[0])
+    for _ in range(2):
+        same(*map(logits, pair))
+        ours, theirs = map(gradients, pair)
+        for name, gradient in theirs.items():
+            assert float(gradient.norm()) > 0
+            assert relative(ours[name], gradient) <= 1e-3, name
+        for model in pair:
+            torch.optim.SGD(trainable(model).values(), lr=0.1).step()
+    changed = {name for name, value in hashes(pair[0]).items() if value != before[name]}
+    assert changed == set(trainable(pair[0]))
+    tuned = logits(pair[0])
+    for model in pair:
+        METHODS[settings.name].merge(model)
+        same(logits(model), tuned)
+    assert next(quantized.layers(pair[0]), None) is None
+
+
+@pytest.mark.parametrize("name", METHOD_SETTINGS)
+def test_every_method_of_single_layers_works_over_four_bits(tmp_path, name):
+    settings = METHOD_SETTINGS[name]
+    model = load(save_base(tmp_path / "base", "qwen2"), quantization="nf4")
+    base = logits(model)
+    METHODS[settings.name].attach(model, settings)
+    same(logits(model), base, 1e-6)
+    assert all(float(g.abs().sum()) > 0 for g in gradients(randomize(model)).values())
+    tuned = logits(model)
+    assert models.max_difference(tuned, base) > 1e-3
+    METHODS[settings.name].merge(model)
+    same(logits(model), tuned)
+
+
+def test_a_quantized_module_is_not_trained_in_full(tmp_path):
+    base = save_base(tmp_path / "base")
+    with pytest.raises(UserError, match="quantized and cannot be trained in full"):
+        METHODS["lora"].attach(
+            load(base, quantization="nf4"), LoraSettings(target_modules="attention", modules_to_save=["up_proj"])
+        )
+    METHODS["lora"].attach(load(base, quantization="nf4"), LoraSettings(modules_to_save=["lm_head"]))
+
+
+# Loading
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_head_and_embeddings_stay_plain_and_the_plan_knows_the_bytes(tmp_path, kind, form):
+    """Case 78."""
+    settings = ModelSection(base=save_base(tmp_path / "base", kind), **form)
+    model = load(settings.base, **form)
+    for module in (model.get_output_embeddings(), model.get_input_embeddings()):
+        assert module.weight.dtype == torch.float32
+    told = form if form["quantization"] != "int8" else {**form, "double_quantization": None}
+    assert quantized.describe(model, settings) == {**told, "compute_dtype": "float32"}
+    held = [
+        *model.parameters(),
+        *(c for _, layer in quantized.layers(model) for c in quantized.constants(layer).values()),
+    ]
+    assert quantized.weight_bytes(make_model(kind), settings) == sum(t.numel() * t.element_size() for t in held)
+
+
+def test_computes_in_the_dtype_that_was_asked_for(tmp_path):
+    """Case 78; DoRA reads its norms through the layer, in that dtype."""
+    settings = ModelSection(base=save_base(tmp_path / "base"), quantization="nf4", dtype="bfloat16")
+    model = models.load_base(settings, models.base_dtype(settings, CPU, False), CPU)
+    assert quantized.describe(model, settings)["compute_dtype"] == "bfloat16"
+    assert {quantized.matrix(layer).dtype for _, layer in quantized.layers(model)} == {torch.bfloat16}
+    METHODS["dora"].attach(model, DORA)
+    tuned = logits(randomize(model))
+    METHODS["dora"].merge(model)
+    same(logits(model), tuned, models.tolerance(torch.bfloat16, tuned))
+
+
+def test_a_quantized_head_is_refused(tmp_path, monkeypatch):
+    """Case 78: with a skip list of its own, transformers forgets to protect the head."""
+    plain = quantized.configuration
+
+    def forgetful(settings, dtype):
+        found = plain(settings, dtype)
+        found.llm_int8_skip_modules = ["nothing"]
+        return found
+
+    monkeypatch.setattr(quantized, "configuration", forgetful)
+    with pytest.raises(UserError, match="quantized: the output head"):
+        load(save_base(tmp_path / "base"), quantization="nf4")
+
+
+def test_missing_weights_are_named_here_too(tmp_path):
+    weights = save_base(tmp_path / "base") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"missing keys: model\.layers\.0\.mlp\.up_proj\.weight"):
+        load(tmp_path / "base", quantization="nf4")
+
+
+def test_base_that_is_stored_quantized_is_used_as_it_is_or_refused(tmp_path):
+    """Case 78."""
+    from transformers import BitsAndBytesConfig
+
+    asked = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    stored = AutoModelForCausalLM.from_pretrained(save_base(tmp_path / "base"), quantization_config=asked)
+    stored.save_pretrained(tmp_path / "stored")
+    make_tokenizer().save_pretrained(tmp_path / "stored")
+    same(logits(load(tmp_path / "stored", quantization="nf4")), logits(load(tmp_path / "base", quantization="nf4")))
+    for form in ({}, {"quantization": "fp4"}, {"quantization": "nf4", "double_quantization": False}):
+        with pytest.raises(UserError, match="this base is stored in nf4 with double_quantization"):
+            load(tmp_path / "stored", **form)
+    assert not distance.is_measurable(ModelSection(base=tmp_path / "stored", quantization="nf4"))
+
+
+@pytest.mark.slow
+def test_loading_holds_the_quantized_weights_and_one_layer(tmp_path):
+    """Private memory, sampled in a process of its own; all plain weights would be 256 MiB."""
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_key_value_heads": 4}
+    model = make_model(**shape)
+    one_layer = sum(p.numel() for p in model.model.layers[0].parameters()) * 4 / 2**20
+    forms = [ModelSection(base=tmp_path / "base", quantization=name) for name in ("nf4", "int8")]
+    held = [quantized.weight_bytes(model, form) / 2**20 for form in forms]
+    model.bfloat16().save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "small")
+    script = [sys.executable, REPOSITORY / "tests" / "memory_of_loading.py", tmp_path, "nf4", "int8"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    for peak, size in zip(done.stdout.split(), held, strict=True):
+        assert float(peak) <= size + one_layer + 16
