@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from ftune.recipe.document import SHORT_FORMS
 from ftune.settings import (
+    METHOD_NAMES,
     AnyMethod,
     AnyObjective,
     FilePath,

@@ -80,7 +80,10 @@ class LoraSettings(LowRankSettings):
 class QloraSettings(LoraSettings):
     """LoRA by another name, over a base that is quantized unless the recipe says how."""
 
-    recipe_defaults = {"model": {"quantization": "nf4"}, "training": {"optimizer": "auto"}}
+    recipe_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "model": {"quantization": "nf4"},
+        "training": {"optimizer": "auto"},
+    }
 
     name: Literal["qlora"] = Field("qlora", description="lora over a quantized base")  # type: ignore[assignment]
 

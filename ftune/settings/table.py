@@ -105,7 +105,6 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         "trains input embeddings in front of the text",
         ("2104.08691", "2110.07602"),
         PromptTuningSettings,
-        QloraSettings,
         Abilities(obstacle_to_merging="it is input, which no weight of the base can hold"),
     ),
 }
