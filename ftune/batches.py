@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ftune import schedule
 from ftune.data import Example
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class MicroBatch:
     labels: torch.Tensor
     bounds: tuple[int, ...]
     row_ids: tuple[str, ...]
+    features: torch.Tensor | None = None
+    """(n, width): the states that predict, computed before; then `labels` are their targets, (1, n), and no ids."""
 
     def __len__(self) -> int:
         """Tokens."""
@@ -39,9 +44,34 @@ class MicroBatch:
         return int((self.labels != -100).sum())
 
     def to(self, device: torch.device | str) -> "MicroBatch":
-        return MicroBatch(
-            self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), self.bounds, self.row_ids
-        )
+        tensors = (self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device))
+        features = None if self.features is None else self.features.to(device)
+        return MicroBatch(*tensors, self.bounds, self.row_ids, features)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen body makes of all examples: `values[bounds[k]:bounds[k + 1]]` is what example k predicts from.
+
+    values: (n, width), mapped from a file; targets: (n,) what is predicted from each; lengths: tokens of each example.
+    """
+
+    values: torch.Tensor
+    targets: torch.Tensor
+    bounds: Places
+    lengths: Places
+    row_ids: list[str]
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """The features of some examples, in that order. Without tokens they are small, so one batch holds a step."""
+        chosen = np.asarray(indices)
+        starts, counts = self.bounds[chosen], np.diff(self.bounds)[chosen]
+        ends = np.cumsum(counts)
+        places = torch.from_numpy(np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts))
+        nothing = torch.empty(1, 0, dtype=torch.long)
+        bounds = (0, *np.cumsum(self.lengths[chosen]).tolist())
+        row_ids = tuple(self.row_ids[i] for i in indices)
+        return MicroBatch(nothing, nothing, self.targets[places][None], bounds, row_ids, self.values[places])
 
 
 def collate(examples: Sequence[Example]) -> MicroBatch:
@@ -61,7 +91,8 @@ def collate(examples: Sequence[Example]) -> MicroBatch:
 
 def order(num_examples: int, seed: int, epoch: int) -> list[int]:
     """The order in which an epoch visits the examples."""
-    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(num_examples)]
+    indices: list[int] = np.random.default_rng([seed, epoch]).permutation(num_examples).tolist()
+    return indices
 
 
 def step_indices(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:

@@ -50,6 +50,21 @@ class Tokens:
         return [token if wanted and i else -100 for i, (token, wanted) in enumerate(pairs)]
 
 
+@dataclass(frozen=True)
+class LabelledTokens(Tokens):
+    """A text whose class is told at its last token, where a causal model has read it all."""
+
+    class_id: int = 0
+
+    @property
+    def num_supervised(self) -> int:
+        return 1
+
+    @property
+    def labels(self) -> list[int]:
+        return [-100] * (len(self.input_ids) - 1) + [self.class_id]
+
+
 def render_template(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     """The template's text. Templates are code: transformers runs them in jinja2's sandbox."""
     import jinja2

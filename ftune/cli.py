@@ -35,7 +35,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an ea
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.yaml"),
     method: Annotated[str, typer.Option(help="The method to start with.")] = "lora",
-    task: Annotated[str, typer.Option(help="chat, completion or text.")] = "chat",
+    task: Annotated[str, typer.Option(help="chat, completion, text or classification.")] = "chat",
 ) -> None:
     """Write a commented starter recipe."""
     from ftune import folder, recipe

@@ -158,7 +158,7 @@ def changed_files(folder: Path, expected: dict[str, str]) -> list[str]:
     return [n for n, digest in expected.items() if not (folder / n).is_file() or sha256_file(folder / n) != digest]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -176,7 +176,7 @@ def lock(path: Path) -> Iterator[None]:
         lock_file = path / LOCK
         if lock_file.exists():
             owner = read_json(lock_file).get("pid", -1)
-            if owner != os.getpid() and _is_alive(owner):
+            if owner != os.getpid() and is_alive(owner):
                 raise UserError(f"in use by pid {owner}", str(path), "wait for that run, or choose another output.dir")
             lock_file.unlink()
         with lock_file.open("x") as file:

@@ -10,7 +10,14 @@ import huggingface_hub
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from ftune import attention, folder, quantized
@@ -102,12 +109,20 @@ def base_dtype(settings: ModelSection, device: torch.device, trains_base: bool) 
     return resolve_dtype(settings.dtype, device, trains_base, stored_dtype(load_config(settings)))
 
 
+def is_classifier(model_or_config: Any) -> bool:
+    """Whether this is, or a configuration says it is, a model with a classification head."""
+    if isinstance(model_or_config, PreTrainedModel):
+        return type(model_or_config).__name__.endswith("ForSequenceClassification")
+    return any(name.endswith("ForSequenceClassification") for name in model_or_config.architectures or ())
+
+
 def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base with every weight from its files; raises UserError when one is missing, unexpected or misshapen.
 
     Quantized weights go to the device one by one, so that the plain ones are never there all at once.
     """
     config = load_config(settings)
+    auto_class = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     quantized.check_stored(settings, config)
     extra: dict[str, Any] = {}
     if settings.quantization != "none":
@@ -117,7 +132,7 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
     memory = quantized.returning_memory() if extra else nullcontext()
     try:
         with memory:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class.from_pretrained(
                 **_source(settings),
                 dtype=dtype,
                 use_safetensors=True,
@@ -170,6 +185,9 @@ def versions() -> dict[str, str]:
 
 def head(model: PreTrainedModel) -> Head:
     """Hidden states -> logits as the architecture makes them: with scaling (Granite, Cohere) or soft cap (Gemma)."""
+    if is_classifier(model):
+        score: Head = model.score
+        return score
     projection = model.get_output_embeddings()
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1.0
@@ -194,7 +212,10 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> t
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, rows: list[list[int]]) -> list[torch.Tensor]:
-    """Float32 logits of single rows by the model's own forward, attention and head: the reference for every proof."""
+    """Float32 logits of single rows by the model's own forward, attention and head: the reference for every proof.
+
+    One tensor a row: (tokens, vocabulary), of a classifier (labels,).
+    """
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
@@ -211,8 +232,13 @@ def proof_rows(vocab_size: int, max_positions: int | None) -> list[list[int]]:
 
 
 def proof_rows_for(model: PreTrainedModel) -> list[list[int]]:
-    embeddings = model.get_input_embeddings().weight
-    return proof_rows(embeddings.shape[0], getattr(model.config, "max_position_embeddings", None))
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    rows = proof_rows(vocabulary, getattr(model.config, "max_position_embeddings", None))
+    if is_classifier(model):
+        # A classifier of transformers takes a padding token for padding wherever it stands.
+        pad = model.config.get_text_config().pad_token_id
+        rows = [[token if token != pad else (token + 1) % vocabulary for token in row] for row in rows]
+    return rows
 
 
 def max_difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
@@ -256,7 +282,8 @@ def prove_packing(model: PreTrainedModel, attention_name: str) -> float:
         raise _cannot_pack(model, str(error)) from error
     finally:
         model.train(was_training)
-    difference = max_difference([logits[start:end] for start, end in pairwise(bounds)], reference)
+    packed = [logits[end - 1] if is_classifier(model) else logits[start:end] for start, end in pairwise(bounds)]
+    difference = max_difference(packed, reference)
     if not difference <= 10 * tolerance(next(model.parameters()).dtype, reference):
         raise _cannot_pack(model, f"logits of packed rows differ from single rows by {difference:.2g}")
     return difference

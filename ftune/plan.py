@@ -8,12 +8,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from ftune import quantized, schedule
+from ftune import classifier, quantized, schedule
 from ftune.batches import MicroBatch
+from ftune.classifier import Classes
 from ftune.loss import CHUNK_ELEMENTS
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
-from ftune.model import base_dtype, hidden_states, shape_of
+from ftune.methods.head import method_of
+from ftune.model import base_dtype, hidden_states, is_classifier, shape_of
 from ftune.recipe import ModelSection, Recipe
 from ftune.settings import METHOD_NAMES, MethodSettings
 from ftune.train import TrainingPlan, attending
@@ -37,6 +39,8 @@ GENERATION_TOKENS = 8192
 """Tokens that one batch of generation holds in its cache."""
 SMALLEST_IN_8_BITS = 4096
 """bitsandbytes keeps the moments of smaller tensors in float32."""
+UNREAD_CLASSES = Classes(("0", "1"), None)
+"""What a plan without data counts the head of a classifier with."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,12 @@ def base_of(settings: ModelSection, method: MethodSettings) -> ModelSection:
 
 
 def make_plan(
-    recipe: Recipe, settings: Any, run: TrainingPlan, supervised_tokens: int | None, num_examples: int | None
+    recipe: Recipe,
+    settings: Any,
+    run: TrainingPlan,
+    supervised_tokens: int | None,
+    num_examples: int | None,
+    classes: Classes | None = None,
 ) -> Prediction:
     """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,17 +156,19 @@ def make_plan(
     dtype = base_dtype(recipe.model, device, method.trains_base)
     with FakeTensorMode():
         model = shape_of(recipe.model, dtype)
+        if recipe.objective.name == "classification":
+            model = classifier.build(model, classes or UNREAD_CLASSES)
         plain = weights = _bytes(list(model.parameters()))
         if (base := base_of(recipe.model, settings)).quantization != "none":
             weights = quantized.weight_bytes(model, base)
         base_parameters = {id(parameter) for parameter in model.parameters()}
-        method.attach(model, settings)
+        method_of(settings.name, model).attach(model, settings)
         activations = _activations(model, run, is_checkpointed(recipe, model))
     trained = list(trainable(model).values())
     adapter = _bytes([p for p in model.parameters() if id(p) not in base_parameters])
     gradients = _bytes(trained)
     state = optimizer_bytes(recipe.training.optimizer, trained)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.num_labels if is_classifier(model) else model.get_input_embeddings().weight.shape[0]
     loss = 3 * 4 * min(CHUNK_ELEMENTS, run.micro_batch_tokens * vocabulary)
     memory = Memory(
         weights=weights,

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftune import attention, batches, schedule
-from ftune.batches import MicroBatch
+from ftune.batches import Features, MicroBatch
 from ftune.data import Example
 from ftune.errors import RunError, UserError
 from ftune.methods.base import Method
@@ -77,6 +77,8 @@ class Job:
     objective: Objective
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    features: Features | None = None
+    """What the body makes of the examples, where it never changes and was asked once."""
 
 
 def resolve_optimizer(requested: str, device: torch.device) -> str:
@@ -150,6 +152,16 @@ def _accumulate(job: Job, parts: Sequence[MicroBatch], plan: TrainingPlan) -> tu
     return total / weight, weight
 
 
+def _parts(
+    features: Features | None, examples: Sequence[Example], indices: Sequence[int], plan: TrainingPlan
+) -> list[MicroBatch]:
+    """The micro-batches of some examples: of their tokens, or of their features where those were computed before."""
+    if features is not None:
+        return [features.micro_batch(indices)]
+    chosen = [examples[i] for i in indices]
+    return list(batches.micro_batches(chosen, plan.micro_batch_tokens, plan.packing))
+
+
 class _NonFinite(Exception):
     def __init__(self, row_ids: Sequence[str]) -> None:
         super().__init__()
@@ -189,11 +201,11 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         indices = batches.step_indices(step, len(examples), training.batch_size, plan.seed)
-        parts = list(batches.micro_batches([examples[i] for i in indices], plan.micro_batch_tokens, plan.packing))
+        parts = _parts(job.features, examples, indices, plan)
         seed_step(plan.seed, step)
         optimizer.zero_grad(set_to_none=True)
         try:
-            with attending(model, plan.packing, plan.attention):
+            with attending(model, plan.packing and job.features is None, plan.attention):
                 loss, weight = _accumulate(job, parts, plan)
         except _NonFinite as error:
             raise _stop(step, "loss", error.row_ids) from None
@@ -215,14 +227,15 @@ def mean_loss(
     examples: Sequence[Example],
     plan: TrainingPlan,
     token_losses: Callable[[PreTrainedModel, MicroBatch, bool], torch.Tensor],
+    features: Features | None = None,
 ) -> float:
     """The loss per supervised token in nats: the sum over all of them divided by their number, however it is cut."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     device = model.get_input_embeddings().weight.device
-    with attending(model, plan.packing, plan.attention):
-        for part in batches.micro_batches(examples, plan.micro_batch_tokens, plan.packing):
+    with attending(model, plan.packing and features is None, plan.attention):
+        for part in _parts(features, examples, range(len(examples)), plan):
             losses = token_losses(model, part.to(device), plan.packing)
             total += float(losses.double().sum())
             count += len(losses)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ftune import classifier, quantized
 from ftune import model as models
-from ftune import quantized
 from ftune.artifacts import files
-from ftune.methods import METHODS
+from ftune.methods.head import method_of
 from ftune.recipe import ModelSection
 
 Logits = list[torch.Tensor]
@@ -76,6 +76,7 @@ def dequantized_merge(settings: ModelSection, merged: PreTrainedModel, trained: 
 def full_precision_merge(settings: ModelSection, adapter: Path, trained: Logits, device: torch.device) -> Distance:
     """Of the adapter folded into the plain base, in the dtype its files have."""
     plain = full_precision(settings)
-    model = models.load_base(plain, models.stored_dtype(models.load_config(plain)), device)
-    METHODS[files.load_adapter(model, adapter).method].merge(model)
+    dtype = models.stored_dtype(models.load_config(plain))
+    model = classifier.load(plain, dtype, device, files.read_classes(adapter))
+    method_of(files.load_adapter(model, adapter).method, model).merge(model)
     return between(reference(model), trained)

@@ -11,9 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, folder
+from ftune import chat, classifier, folder
+from ftune import model as models
+from ftune.classifier import Classes
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
+from ftune.methods.head import TASK, head_of, method_of, without_head
+from ftune.recipe import ModelSection
 from ftune.settings import METHOD_NAMES, available
 
 CARD = "ftune.json"
@@ -35,8 +39,10 @@ class Loaded:
 
 
 def save_companions(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What serving needs beside weights: the tokenizer, its chat template, and where generation stops."""
+    """What serving needs beside weights: the tokenizer, its chat template, and where generation stops, if it can."""
     tokenizer.save_pretrained(path)
+    if models.is_classifier(model):
+        return
     stops = chat.end_of_turn_ids(tokenizer)
     generation = (
         GenerationConfig.from_dict(model.generation_config.to_dict()) if model.generation_config else GenerationConfig()
@@ -57,14 +63,25 @@ def save_adapter(
     card: dict[str, Any],
 ) -> None:
     """Write the adapter folder whole: in PEFT's layout where PEFT has the method, else beside our own card alone."""
-    method = METHODS[settings.name]
+    method = method_of(settings.name, model)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in method.tensors(model).items()}
     with folder.atomic_folder(path) as temporary:
         save_file(tensors, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         if (config := peft_config(model, settings, base_name)) is not None:
             (temporary / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_companions(temporary, model, tokenizer)
-        _write_card(temporary, card)
+        # Not in a config.json: beside an adapter, transformers would take that for a whole model's folder.
+        labels = {"labels": _card_of_classes(model)} if models.is_classifier(model) else {}
+        _write_card(temporary, {**card, **labels})
+
+
+def _card_of_classes(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    return {
+        "id2label": {str(i): label for i, label in config.id2label.items()},
+        "label2id": config.label2id,
+        "pad_token_id": config.get_text_config().pad_token_id,
+    }
 
 
 def save_model(
@@ -105,7 +122,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def peft_config(model: PreTrainedModel, settings: Any, base_name: str) -> dict[str, Any] | None:
     """The adapter_config.json of PEFT's format; None where PEFT has no such adapter (a deep prompt, a bottleneck)."""
-    make = METHODS[settings.name].peft_config
+    make = method_of(settings.name, model).peft_config
     return None if make is None or getattr(settings, "depth", "") == "deep" else make(model, settings, base_name)
 
 
@@ -128,7 +145,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
 
 def read_settings(path: Path) -> Any:
     """What an adapter is: the settings of its method, out of PEFT's configuration or our card."""
-    config = read_adapter_config(path)
+    config = without_head(read_adapter_config(path))
     if not config:
         card = read_card(path)
         if "method" not in card:
@@ -140,6 +157,23 @@ def read_settings(path: Path) -> Any:
     raise UserError(
         f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG)
     )
+
+
+def read_classes(path: Path) -> Classes | None:
+    """What an adapter's or a model's folder says its classifier tells apart; None of a language model.
+
+    An adapter that PEFT wrote has no names for its classes: then they are numbered.
+    """
+    if (path / "config.json").is_file():
+        config = models.load_config(ModelSection(base=path))
+        return classifier.classes_of(config) if models.is_classifier(config) else None
+    if labels := read_card(path).get("labels"):
+        names = labels["id2label"]
+        return Classes(tuple(names[str(i)] for i in range(len(names))), labels["pad_token_id"])
+    if not is_adapter(path) or read_adapter_config(path).get("task_type") != TASK:
+        return None
+    head = head_of(read_adapter_weights(path))
+    return Classes(tuple(f"LABEL_{i}" for i in range(len(head))), None)
 
 
 def read_adapter_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -160,14 +194,14 @@ def read_adapter_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_adapter(model: PreTrainedModel, path: Path) -> Loaded:
     """Put an adapter on its base, strictly: missing, unexpected and misshapen tensors are an error that lists them."""
     settings = read_settings(path)
-    METHODS[settings.name].attach(model, settings)
+    method_of(settings.name, model).attach(model, settings)
     return load_weights(model, settings.name, path)
 
 
 def load_weights(model: PreTrainedModel, method: str, path: Path) -> Loaded:
     """Put an adapter's tensors on a model that has its method attached."""
     tensors = read_adapter_weights(path)
-    METHODS[method].load_tensors(model, tensors)
+    method_of(method, model).load_tensors(model, tensors)
     return Loaded(method, len(tensors))
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftune import classifier, quantized
 from ftune import model as models
-from ftune import quantized
 from ftune.artifacts import distance, files
 from ftune.artifacts.distance import Distances
 from ftune.artifacts.distance import Logits as Logits
 from ftune.artifacts.distance import reference as reference
 from ftune.errors import RunError, UserError
-from ftune.methods import METHODS
 from ftune.methods.base import check_merging
+from ftune.methods.head import method_of
 from ftune.recipe import ModelSection
 from ftune.settings import METHOD_NAMES
 
@@ -68,7 +68,7 @@ def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_
     ours = reference(tuned)
     merged = None
     if METHOD_NAMES[method].abilities.merging:
-        METHODS[method].merge(tuned)
+        method_of(method, tuned).merge(tuned)
         merged = models.max_difference(reference(tuned), ours)
     return Proof(
         adapter_live=is_live(ours, base),
@@ -108,8 +108,9 @@ def trained_over(
     settings: ModelSection, adapter: Path, strength: float, device: torch.device
 ) -> tuple[Logits, distance.Distance]:
     """The logits of the adapter over the quantized base it was trained on, and how far a merge into that base lies."""
-    model = models.load_base(settings, models.base_dtype(settings, device, trains_base=False), device)
-    method = METHODS[files.load_adapter(model, adapter).method]
+    dtype = models.base_dtype(settings, device, trains_base=False)
+    model = classifier.load(settings, dtype, device, files.read_classes(adapter))
+    method = method_of(files.load_adapter(model, adapter).method, model)
     method.set_strength(model, strength)
     trained = reference(model)
     method.merge(model)
@@ -147,13 +148,14 @@ def merge(
     fingerprint = models.fingerprint(settings)
     files.check_base(card, fingerprint, digest, base_card)
     check_mergeable(settings)
-    over = settings.quantization
+    over, classes = settings.quantization, files.read_classes(adapter)
     trained, dequantized = trained_over(settings, adapter, strength, device) if over != "none" else (None, None)
     settings = distance.full_precision(settings)
-    model = models.load_base(settings, models.stored_dtype(models.load_config(settings)), device)
+    dtype = models.stored_dtype(models.load_config(settings))
+    model = classifier.load(settings, dtype, device, classes)
     base = reference(model)
     loaded = files.load_adapter(model, adapter)
-    method = METHODS[loaded.method]
+    method = method_of(loaded.method, model)
     method.set_strength(model, strength)
     wanted = reference(model)
     if not is_live(wanted, base):

@@ -1,6 +1,7 @@
 """Files -> rows -> checked examples."""
 
 from ftune.data.examples import (
+    LABELLED,
     MAX_SHOWN,
     Account,
     BadRow,
@@ -11,9 +12,11 @@ from ftune.data.examples import (
     load,
     make_example,
 )
+from ftune.data.labels import label_of, sorted_labels, with_class_ids
 from ftune.data.rows import Row, SourceRow, read_rows
 
 __all__ = [
+    "LABELLED",
     "MAX_SHOWN",
     "Account",
     "BadRow",
@@ -23,7 +26,10 @@ __all__ = [
     "Rules",
     "SourceRow",
     "detect_format",
+    "label_of",
     "load",
     "make_example",
     "read_rows",
+    "sorted_labels",
+    "with_class_ids",
 ]

@@ -20,7 +20,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""The columns that each `data.format` needs."""
+"""The columns that each `data.format` needs, where the columns alone can tell it."""
+LABELLED = "labelled"
+"""The shape of rows with `text` and `label`; it is never guessed, the objective asks for it."""
 
 
 class BadRow(Exception):
@@ -174,7 +176,29 @@ def render(tokenizer: Any, fields: Row, shape: str) -> chat.Rendered:
     text = _text_field(fields, "text")
     if not text.strip():
         raise BadRow("the text is empty")
+    if shape == LABELLED:
+        check_label(_field(fields, "label"))
+        return chat.Rendered(text, (), adds_special_tokens=True)
     return chat.render_text(text)
+
+
+def check_label(label: Any) -> None:
+    """A label is text or a whole number; others would be told apart by accident."""
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        told = json.dumps(label, ensure_ascii=False)[:40]
+        raise BadRow(f'"label" must be text or a whole number, this is {told}', "name the classes")
+    if not str(label).strip():
+        raise BadRow("the label is empty")
+
+
+def _labelled(tokenizer: Any, tokens: chat.Tokens) -> chat.Tokens:
+    """The label is told at the last token. No row ends with the padding token: transformers would pool before it."""
+    ids = tokens.input_ids
+    while ids and ids[-1] == tokenizer.pad_token_id:
+        ids = ids[:-1]
+    if not ids:
+        raise BadRow("the text is nothing but padding")
+    return chat.LabelledTokens(ids, [False] * (len(ids) - 1) + [True])
 
 
 def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules) -> Example:
@@ -187,6 +211,8 @@ def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules) -> Ex
         if rules.too_long != "truncate":
             raise TooLong(len(tokens), rules.max_length)
         tokens = chat.Tokens(tokens.input_ids[: rules.max_length], tokens.supervised[: rules.max_length])
+    if shape == LABELLED:
+        tokens = _labelled(tokenizer, tokens)
     if tokens.num_supervised == 0:
         cut = f" within the first {rules.max_length} tokens" if truncated else ""
         raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")

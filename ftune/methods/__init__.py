@@ -1,10 +1,23 @@
 """The methods, by the name a recipe calls them."""
 
-from ftune.methods import adalora, bitfit, bottleneck, dora, full, ia3, lora, prefix_tuning, prompt_tuning, vera
+from ftune.methods import (
+    adalora,
+    bitfit,
+    bottleneck,
+    dora,
+    full,
+    ia3,
+    linear_probe,
+    lora,
+    prefix_tuning,
+    prompt_tuning,
+    vera,
+)
 from ftune.methods.base import Method
 
 METHODS: dict[str, Method] = {
     "full": full.METHOD,
+    "linear_probe": linear_probe.METHOD,
     "lora": lora.METHOD,
     "qlora": lora.METHOD,
     "dora": dora.METHOD,

@@ -52,6 +52,8 @@ class Method:
     """Fold what was trained into the base's weights, in place; the model is then a plain one."""
     trains_base: bool = False
     """Whether the base's own weights are trained (and so held in float32, and saved as a whole model)."""
+    trains_head_alone: bool = False
+    """Whether what lies below the head never changes, so that its states can be computed once."""
     peft_config: Callable[[PreTrainedModel, Any, str], dict[str, Any]] | None = None
     """The adapter_config.json of PEFT's format, where PEFT has the method."""
     is_meant_by: Callable[[Mapping[str, Any]], bool] = _never

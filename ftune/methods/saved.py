@@ -40,16 +40,16 @@ def _train_copy(model: PreTrainedModel, path: str) -> None:
     dtypes = {parameter.dtype for parameter in original.parameters()}
     if not dtypes:
         raise UserError(f"{path} has no weights to train", "method.modules_to_save")
-    is_tied = original in (model.get_input_embeddings(), model.get_output_embeddings()) and (
-        model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
-    own = {id(parameter): nn.Parameter(parameter.detach().clone().float()) for parameter in original.parameters()}
-    copied = copy.deepcopy(original, memo=own)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is not None and original in (head, embeddings) and head.weight is embeddings.weight
+    # Its parameters are copied here, into float32; what copies them in deepcopy cannot do so for the plan's fake ones.
+    own = {id(p): nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in original.parameters()}
+    copied = copy.deepcopy(original, own)
     if dtypes != {torch.float32}:
         dtype = next(iter(dtypes))
         copied.register_forward_pre_hook(_into_float32)
         copied.register_forward_hook(lambda module, inputs, output: output.to(dtype))
-    copied.is_saved_whole = True
+    copied.is_saved_whole, copied.base_dtype = True, next(iter(dtypes))
     model.set_submodule(path, copied)
     if is_tied:
         model.config.tie_word_embeddings = False
@@ -57,6 +57,17 @@ def _train_copy(model: PreTrainedModel, path: str) -> None:
 
 def _into_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.float() if value.is_floating_point() else value for value in inputs)
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> None:
+    """What was trained in full becomes plain modules again: no hooks, the base's dtype, float32 rounded once."""
+    for path, module in base.modules_of(model, nn.Module):
+        if getattr(module, "is_saved_whole", False):
+            module._forward_pre_hooks.clear()
+            module._forward_hooks.clear()
+            module.is_saved_whole = False
+            model.set_submodule(path, module.to(module.base_dtype).requires_grad_(False))
 
 
 def set_strength(model: PreTrainedModel, strength: float) -> None:

@@ -2,9 +2,10 @@
 
 from typing import cast
 
-from ftune.objectives import sft
+from ftune.objectives import classification, sft
 from ftune.objectives.base import Objective
 
 OBJECTIVES: dict[str, Objective] = {
     "sft": cast(Objective, sft),
+    "classification": cast(Objective, classification),
 }

@@ -5,13 +5,17 @@ from transformers import PreTrainedModel
 
 from ftune import loss
 from ftune.batches import MicroBatch
-from ftune.model import head, hidden_states
+from ftune.model import head
+from ftune.objectives.base import states_and_targets
+
+
+def places(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    return loss.predicting_positions(batch.labels)
 
 
 def token_losses(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
     """The loss of every supervised token in nats: (supervised tokens,) float32."""
-    positions, targets = loss.predicting_positions(batch.labels)
-    hidden = hidden_states(model, batch, packing)[positions]
+    hidden, targets = states_and_targets(model, batch, packing, places)
     return loss.token_losses(head(model), hidden, targets, model.get_input_embeddings().weight.shape[0])
 
 

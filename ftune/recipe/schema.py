@@ -151,7 +151,10 @@ class EvaluationSection(Settings):
     metric: (
         Literal["exact_match", "contains", "json_match", "rouge_l", "accuracy", "f1", "loss"]
         | Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")]
-    ) = Field("exact_match", description="how an answer is scored, or file.py:function")
+    ) = Field(
+        "exact_match",
+        description="how an answer is scored, or file.py:function; of labels accuracy or f1 (macro)",
+    )
     few_shot: Annotated[int, Field(ge=0)] = Field(4, description="examples in the base model's prompt; 0 = off")
     max_new_tokens: Count = Field(128, description="the longest answer that is generated")
     review: Annotated[int, Field(ge=0)] = Field(0, description="outputs on the review sheet")
@@ -224,6 +227,10 @@ class Recipe(Settings):
         for section, defaults in _method_defaults(values.get("method")).items():
             if isinstance(values.get(section), dict):
                 values[section] = {**defaults, **values[section]}
+        if _name_of(values.get("objective")) == "classification":
+            evaluation = values.get("evaluation", {})
+            if isinstance(evaluation, dict):
+                values["evaluation"] = {"metric": "accuracy", **evaluation}
         return values
 
     @field_validator("method")
@@ -239,7 +246,11 @@ class Recipe(Settings):
         return value
 
 
+def _name_of(section: Any) -> str:
+    return str(section.get("name")) if isinstance(section, dict) else ""
+
+
 def _method_defaults(method: Any) -> Mapping[str, Mapping[str, Any]]:
     """The defaults of other sections that hold with a method, by section."""
-    entry = METHOD_NAMES.get(str(method.get("name"))) if isinstance(method, dict) else None
+    entry = METHOD_NAMES.get(_name_of(method))
     return entry.settings.recipe_defaults if entry and entry.settings else {}

@@ -19,6 +19,11 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
         "evaluation.max_new_tokens": 128,
     },
     "text": {"data.format": "text", "evaluation.metric": "loss", "evaluation.few_shot": 0},
+    "classification": {
+        "objective.name": "classification",
+        "data.format": "labelled",
+        "evaluation.metric": "accuracy",
+    },
 }
 STARTER: Mapping[str, Any] = {
     "model.base": "./base",
@@ -159,7 +164,9 @@ def starter(method: str, task: str) -> str:
         "",
     ]
     for _, section, model in _sections():
-        if section in ("objective", "data.train[]") or (section == "method" and model is not settings):
+        if section == "data.train[]" or (section == "method" and model is not settings):
+            continue
+        if section == "objective" and model.model_fields["name"].default != shown.get("objective.name"):
             continue
         lines.append(f"{section}:" if any(key.startswith(f"{section}.") for key in shown) else f"# {section}:")
         lines += _starter_lines(section, model, shown)

@@ -16,6 +16,7 @@ from ftune.quantities import (
     format_rate,
     format_score,
 )
+from ftune.report.confusion import Confusion, confusion
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
 from ftune.report.verdict import because, verdict
 
@@ -65,8 +66,21 @@ def _task(task: Mapping[str, Any]) -> str:
     gain = format_score(task.get("gain"), signed=True)
     rows.append(["gain over the better baseline", gain, format_interval(task.get("ci95"))])
     table = _table([f"{task.get('metric')}, n = {format_count(task.get('n'))}", "score", "95 % interval"], rows)
+    if (labels := confusion(task)) is not None:
+        table += "\n\n" + _confusion(labels, task)
     reason = task.get("reason")
     return f"{table}\n\nNot everything was measured: {_text(reason)}." if reason else table
+
+
+def _confusion(found: Confusion, task: Mapping[str, Any]) -> str:
+    """The whole matrix of few labels, the most frequent confusions of many."""
+    scores = f"Accuracy {format_score(task.get('accuracy'))}, macro F1 {format_score(task.get('macro_f1'))}"
+    if found.is_small:
+        rows = [[label, *map(format_count, row)] for label, row in zip(found.labels, found.counts, strict=True)]
+        return f"{scores}. Rows are expected labels.\n\n" + _table(["expected", *map(_text, found.labels)], rows)
+    rows = [[f"{wanted} → {taken}", format_count(count)] for wanted, taken, count in found.pairs]
+    told = f"{scores}, {len(found.labels)} labels."
+    return f"{told}\n\n" + _table(["expected → predicted", "items"], rows) if rows else told
 
 
 def _forgetting(forgetting: Mapping[str, Any]) -> str:

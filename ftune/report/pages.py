@@ -12,6 +12,7 @@ from ftune import folder as folders
 from ftune import quantities
 from ftune.folder import RunFolder
 from ftune.report import samples
+from ftune.report.confusion import confusion
 from ftune.report.curves import Chart, Series, chart, smooth
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds, junit
 from ftune.report.markdown import markdown
@@ -46,6 +47,7 @@ def render(folder: Path) -> None:
         report=report,
         verdict=verdict(report),
         scores=_scores(report.get("task") or {}),
+        confusion=confusion(report.get("task") or {}),
         checks=_checks(report.get("artefact") or {}),
         charts=_charts(_lines(run.metrics)),
         samples=samples.choose(_lines(run.samples)),

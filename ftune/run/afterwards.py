@@ -9,17 +9,17 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import evaluate, folder, report
+from ftune import chat, classifier, evaluate, folder, predict, report
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
-from ftune.chat import Tokens
-from ftune.data import Example
+from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
-from ftune.recipe import ModelSection
+from ftune.recipe import ModelSection, TrainingSection
 from ftune.run import evidence, training
 from ftune.run.inputs import require
 from ftune.run.targets import Target
+from ftune.train import TrainingPlan
 
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
@@ -31,7 +31,7 @@ def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, s
         count = len(tuned.state_dict())
         return tuned, f"{count}/{count}", "full"
     check_base(target)
-    tuned = models.load_base(target.model, dtype, device)
+    tuned = classifier.load(target.model, dtype, device, files.read_classes(target.adapter))
     loaded = files.load_adapter(tuned, target.adapter)
     return tuned, loaded.keys_loaded, loaded.method
 
@@ -51,7 +51,11 @@ def check_base(target: Target) -> None:
 
 
 def load_base(target: Target, device: torch.device) -> PreTrainedModel:
-    return models.load_base(target.model, models.base_dtype(target.model, device, target.adapter is None), device)
+    """The base; under a new head, where what was trained is a classifier."""
+    tuned = target.adapter or target.tuned
+    classes = files.read_classes(tuned) if tuned is not None and tuned != target.model.base else None
+    dtype = models.base_dtype(target.model, device, target.adapter is None)
+    return classifier.load(target.model, dtype, device, classes)
 
 
 def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
@@ -177,12 +181,25 @@ def _prove_logits(
 
 
 def generate_from(target: Target, prompt: str, max_new_tokens: int) -> str:
-    """One greedy answer to one prompt."""
+    """One greedy answer to one prompt; of a classifier, the label and its probability."""
     tuned, _, _ = load_tuned(target, Accelerator().device)
     tokenizer = tokenizer_of(target)
-    example = Example("prompt", prompt, Tokens([], []), {"prompt": prompt})
+    if models.is_classifier(tuned):
+        return _label_for(tuned, tokenizer, prompt)
+    example = Example("prompt", prompt, chat.Tokens([], []), {"prompt": prompt})
     ids = evaluate.prompt_ids(tokenizer, example)
     return evaluate.generate(tuned, tokenizer, [ids], max_new_tokens, "generate")[0]
+
+
+def _label_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    rules = Rules(format=LABELLED, max_length=getattr(model.config, "max_position_embeddings", None) or 1024)
+    try:
+        example = make_example(tokenizer, SourceRow("prompt", "prompt", {"text": text, "label": "?"}), LABELLED, rules)
+    except BadRow as error:
+        raise UserError(str(error), "PROMPT", error.hint) from error
+    plan = TrainingPlan(TrainingSection(learning_rate=1.0), 1, False, "auto", 0)
+    (class_id,), (probability,) = predict.predict(model, [example], plan)
+    return f"{classifier.classes_of(model.config).labels[class_id]}  {probability:.3f}"
 
 
 def rebuild_report(path: Path) -> Path:

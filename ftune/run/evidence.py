@@ -13,6 +13,7 @@ from ftune.objectives import sft
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
+from ftune.run.labels import label_task, no_forgetting
 from ftune.statistics import mean_interval, paired_difference
 from ftune.train import TrainingPlan, mean_loss
 
@@ -31,6 +32,10 @@ def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrai
     tokenizer, settings = inputs.tokenizer, recipe.evaluation
     task: dict[str, Any] | None = None
     samples: list[dict[str, Any]] = []
+    if inputs.classes is not None:
+        if inputs.test is not None:
+            task, samples = label_task(recipe, inputs, tuned)
+        return Evidence(task, no_forgetting(), samples)
     if inputs.test is not None:
         if settings.metric == "loss":
             task = _loss_task(base, tuned, inputs.test.examples, inputs.plan)

@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, folder, schedule, train
+from ftune import checkpoint, features, folder, schedule, train
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
 from ftune.errors import ExitCode, Interrupted, RunError, UserError
 from ftune.folder import RunFolder
-from ftune.methods import METHODS
 from ftune.methods.base import training_state
-from ftune.objectives import OBJECTIVES, sft
+from ftune.methods.head import method_of
+from ftune.objectives import OBJECTIVES
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
 
@@ -60,7 +61,15 @@ def fit(
     state = training_state(model)
     start = resume_from(run, state, optimizer, made_from)
     per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
-    job = train.Job(model, METHODS[settings.method.name], OBJECTIVES[settings.objective.name], optimizer, accelerator)
+    method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
+    job = train.Job(model, method, objective, optimizer, accelerator)
+    validation_features = None
+    if method.trains_head_alone:
+        shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
+        source = features.Source(model, objective, inputs.plan, shaped, lambda: stop_if_asked(stop, run))
+        job = replace(job, features=features.features_of(source, inputs.train.examples))
+        if inputs.validation is not None:
+            validation_features = features.features_of(source, inputs.validation.examples)
     steps = train.train(job, inputs.train.examples, inputs.plan, start)
     with run.metrics.open("a", encoding="utf-8") as metrics, training_progress(total, start) as progress:
 
@@ -72,7 +81,9 @@ def fit(
             write(step.as_dict())
             progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
             if inputs.validation and schedule.is_due(step.step, total, training.evaluate_every, per_epoch):
-                loss = train.mean_loss(model, inputs.validation.examples, inputs.plan, sft.token_losses)
+                loss = train.mean_loss(
+                    model, inputs.validation.examples, inputs.plan, objective.token_losses, validation_features
+                )
                 write({"step": step.step, "validation_loss": loss})
             if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
                 checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, training.keep_checkpoints)
@@ -87,6 +98,14 @@ def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
     except torch.OutOfMemoryError as error:
         hint = "lower training.micro_batch_tokens (the result stays), or set training.gradient_checkpointing: true"
         raise RunError("out of memory", "training", hint) from error
+
+
+def stop_if_asked(stop: Stop, run: RunFolder) -> None:
+    """End before the first step."""
+    if stop.signal is not None:
+        code = ExitCode.TERMINATED if stop.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+        what = f"stopped by {signal.Signals(stop.signal).name} before the first step"
+        raise Interrupted(what, str(run.path), "start again with ftune train RECIPE --resume", exit_code=code)
 
 
 def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:

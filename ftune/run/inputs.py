@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import data, folder, model, plan, probe, quantized, schedule
+from ftune import classifier, data, folder, model, plan, probe, quantized, schedule
 from ftune.artifacts import files, proof
+from ftune.classifier import Classes
 from ftune.data import Dataset
 from ftune.errors import Problem, UserError
 from ftune.evaluate import has_answer
 from ftune.methods import METHODS
+from ftune.methods.head import method_of
 from ftune.plan import Prediction
+from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.settings import METHOD_NAMES, MethodSettings, learning_rate_for
@@ -34,6 +37,8 @@ class Inputs:
     probe: Probe | None
     plan: TrainingPlan
     prediction: Prediction
+    classes: Classes | None = None
+    """What a classifier is to tell apart; None where a language model is trained."""
 
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
@@ -71,7 +76,38 @@ def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
     section = recipe.data
     in_front = getattr(recipe.method, "virtual_tokens", 0)
     limit = min(section.max_length, (max_positions or section.max_length + in_front) - in_front)
-    return data.Rules(section.format, section.columns, limit, section.too_long, section.on_bad_row)
+    shape = data.LABELLED if is_classification(recipe) else section.format
+    return data.Rules(shape, section.columns, limit, section.too_long, section.on_bad_row)
+
+
+def is_classification(recipe: Recipe) -> bool:
+    return recipe.objective.name == "classification"
+
+
+def check_objective(recipe: Recipe) -> None:
+    """Keys of other sections that an objective cannot follow."""
+    problems = []
+    shape, metric = recipe.data.format, recipe.evaluation.metric
+    if is_classification(recipe):
+        if shape not in ("auto", data.LABELLED):
+            what = f"{shape} rows have no label to classify"
+            problems.append(Problem(what, "data.format", "give rows of text and label, format: labelled"))
+        if metric not in LABEL_METRICS:
+            problems.append(Problem(f"{metric} does not score labels", "evaluation.metric", "use accuracy or f1"))
+        if recipe.evaluation.probe != "off":
+            what = "a classifier has no language head, so nothing can be asked of it"
+            problems.append(Problem(what, "evaluation.probe", "leave it off"))
+        if recipe.gates.max_forgetting is not None:
+            problems.append(Problem("forgetting is not measured of a classifier", "gates.max_forgetting", "drop it"))
+    else:
+        if shape == data.LABELLED:
+            hint = "set objective: classification, or format: text"
+            problems.append(Problem("labelled rows are for classification", "data.format", hint))
+        if metric in LABEL_METRICS:
+            hint = "use exact_match, or set objective: classification"
+            problems.append(Problem(f"{metric} scores labels, not answers", "evaluation.metric", hint))
+    if problems:
+        raise UserError.collect(problems)
 
 
 def training_plan(recipe: Recipe, num_examples: int | None) -> TrainingPlan:
@@ -83,14 +119,19 @@ def training_plan(recipe: Recipe, num_examples: int | None) -> TrainingPlan:
 
 def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     """All inputs of a recipe, or None when the collector found problems."""
-    tokenizer = facts = train = prediction = None
+    tokenizer = facts = train = prediction = classes = None
     check_possible(recipe, collector)
+    with collector.stage():
+        check_objective(recipe)
     with collector.stage():
         facts = model.facts(recipe.model)
     with collector.stage():
         tokenizer = model.load_tokenizer(recipe.model)
     if tokenizer is None or facts is None:
         return None
+    if is_classification(recipe):
+        with collector.stage():
+            classifier.choose_pad(tokenizer)
     rules = rules_of(recipe, facts.max_positions)
 
     def read_set(paths: Sequence[Path]) -> Dataset | None:
@@ -101,20 +142,37 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     train = read_set(recipe.data.train_paths)
     validation = read_set([recipe.data.validation]) if recipe.data.validation else None
     test = read_set([recipe.data.test]) if recipe.data.test else None
+    if is_classification(recipe) and train is not None:
+        with collector.stage():
+            classes = Classes(data.sorted_labels(train.examples), tokenizer.pad_token_id)
+        if classes is not None:
+            train, validation, test = number(collector, classes, train, validation, test)
     items = None
     with collector.stage():
-        if isinstance(recipe.evaluation.probe, Path):
+        if not is_classification(recipe) and isinstance(recipe.evaluation.probe, Path):
             items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
     with collector.stage():
-        check_scorable(recipe, test)
+        if not is_classification(recipe) or test is None:
+            check_scorable(recipe, test)
         check_overlap(items, train)
     run_plan = training_plan(recipe, len(train) if train else None)
     with collector.stage():
         supervised = train.account.supervised_tokens if train else None
-        prediction = plan.make_plan(recipe, recipe.method, run_plan, supervised, len(train) if train else None)
+        counts = (supervised, len(train) if train else None)
+        prediction = plan.make_plan(recipe, recipe.method, run_plan, *counts, classes)
     if collector.problems or train is None or prediction is None:
         return None
-    return Inputs(tokenizer, train, validation, test, items, run_plan, prediction)
+    return Inputs(tokenizer, train, validation, test, items, run_plan, prediction, classes)
+
+
+def number(collector: Collector, classes: Classes, *sets: Dataset | None) -> list[Dataset | None]:
+    """The training, validation and test rows with the class ids of their labels."""
+    numbered: list[Dataset | None] = []
+    for dataset, where in zip(sets, ("data.train", "data.validation", "data.test"), strict=True):
+        with collector.stage():
+            dataset = None if dataset is None else data.with_class_ids(dataset, classes.labels, where)
+        numbered.append(dataset)
+    return numbered
 
 
 def check_possible(recipe: Recipe, collector: Collector) -> None:
@@ -193,11 +251,12 @@ def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
     }
 
 
-def build_model(recipe: Recipe, run_plan: TrainingPlan, device: torch.device) -> tuple[Any, dict[str, int]]:
+def build_model(recipe: Recipe, inputs: Inputs, device: torch.device) -> tuple[Any, dict[str, int]]:
     """The base with the method attached, ready to train, and the hash of each of its tensors before training."""
-    method = METHODS[recipe.method.name]
-    dtype = model.base_dtype(recipe.model, device, method.trains_base)
-    base = model.load_base(recipe.model, dtype, device)
+    run_plan = inputs.plan
+    dtype = model.base_dtype(recipe.model, device, METHODS[recipe.method.name].trains_base)
+    base = classifier.load(recipe.model, dtype, device, inputs.classes, recipe.training.seed)
+    method = method_of(recipe.method.name, base)
     method.attach(base, recipe.method, recipe.training.seed)
     if recipe.method.start_from is not None:
         start_from(base, recipe.method)

@@ -4,11 +4,13 @@ from typing import Any
 
 from ftune import plan
 from ftune.batches import MicroBatch, collate
+from ftune.classifier import choose_pad
 from ftune.data import load as load_data
+from ftune.data import sorted_labels, with_class_ids
 from ftune.errors import UserError
 from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
-from ftune.run.inputs import Collector, read, rules_of, training_plan
+from ftune.run.inputs import Collector, is_classification, read, rules_of, training_plan
 from ftune.settings import METHOD_NAMES, available
 
 
@@ -27,7 +29,11 @@ def inspect(recipe: Recipe, num_rows: int | None) -> dict[str, Any]:
     """The exact tokens, labels and segments that training will see, row by row, out of the training collator."""
     tokenizer, model_facts = load_tokenizer(recipe.model), facts(recipe.model)
     rules = rules_of(recipe, model_facts.max_positions)
+    if is_classification(recipe):
+        choose_pad(tokenizer)
     dataset = load_data(tokenizer, recipe.data.train_paths, rules, model_facts.vocab_size)
+    if is_classification(recipe):
+        dataset = with_class_ids(dataset, sorted_labels(dataset.examples), "data.train")
     shown = dataset.examples[:num_rows]
     batch = collate(shown)
     rows = [_row(batch, k, example.text, tokenizer) for k, example in enumerate(shown)]

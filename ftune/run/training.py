@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import folder, plan, quantized, recipe, report, schedule, train
+from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.console.streams import note
@@ -39,7 +39,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     if accelerator.num_processes > 1:
         raise UserError("several processes are not available in this version", "training.parallel", "start one process")
     began = time.perf_counter()
-    model, before = build_model(settings, inputs.plan, accelerator.device)
+    model, before = build_model(settings, inputs, accelerator.device)
     with folder.lock(run.path):
         if overwrite:
             clear(run)
@@ -127,7 +127,7 @@ def measure(
     settings: Recipe, inputs: Inputs, run: RunFolder, live: proof.Logits | None, device: torch.device
 ) -> tuple[evidence.Evidence, proof.Proof]:
     """Load base and artefact afresh from their files, measure both, and prove the artefact."""
-    base, tuned, keys_loaded = load_pair(settings, run, device)
+    base, tuned, keys_loaded = load_pair(settings, inputs, run, device)
     base_logits = proof.reference(base)
     measured = evidence.gather(settings, inputs, base, tuned)
     del base
@@ -141,18 +141,20 @@ def measure(
     return measured, replace(proved, distances=distance.Distances(plain, dequantized))
 
 
-def load_pair(settings: Recipe, run: RunFolder, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel, str]:
+def load_pair(
+    settings: Recipe, inputs: Inputs, run: RunFolder, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedModel, str]:
     """The base, and what the run made of it, both from disk."""
     method = METHODS[settings.method.name]
     dtype = models.base_dtype(settings.model, device, method.trains_base)
-    base = models.load_base(settings.model, dtype, device)
+    base = classifier.load(settings.model, dtype, device, inputs.classes)
     if method.trains_base:
         tuned = models.load_base(
             settings.model.model_copy(update={"base": run.merged, "revision": None}), dtype, device
         )
         count = len(tuned.state_dict())
         return base, tuned, f"{count}/{count}"
-    tuned = models.load_base(settings.model, dtype, device)
+    tuned = classifier.load(settings.model, dtype, device, inputs.classes)
     loaded = files.load_adapter(tuned, run.adapter)
     return base, tuned, loaded.keys_loaded
 

@@ -8,6 +8,7 @@ from ftune.settings.methods import (
     DoraSettings,
     FullSettings,
     Ia3Settings,
+    LinearProbeSettings,
     LoraSettings,
     LowRankSettings,
     MethodSettings,
@@ -19,7 +20,7 @@ from ftune.settings.methods import (
     VirtualTokenSettings,
     learning_rate_for,
 )
-from ftune.settings.objectives import ObjectiveSettings, SftSettings
+from ftune.settings.objectives import ClassificationSettings, ObjectiveSettings, SftSettings
 from ftune.settings.table import (
     ABILITIES,
     METHOD_NAMES,
@@ -42,11 +43,13 @@ __all__ = [
     "AnyObjective",
     "BitfitSettings",
     "BottleneckSettings",
+    "ClassificationSettings",
     "DoraSettings",
     "Entry",
     "FilePath",
     "FullSettings",
     "Ia3Settings",
+    "LinearProbeSettings",
     "LoraSettings",
     "LowRankSettings",
     "MethodSettings",

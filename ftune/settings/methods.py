@@ -43,6 +43,13 @@ class FullSettings(MethodSettings):
     start_from: None = Field(None, description="nothing: a fully tuned model is a base like any other")
 
 
+class LinearProbeSettings(MethodSettings):
+    learning_rate_at_2000 = 1e-3
+
+    name: Literal["linear_probe"] = Field("linear_probe", description="a new head on frozen features")
+    layers: Literal["all"] = Field("all", description="the head stands above all of them")
+
+
 class TargetedSettings(MethodSettings):
     """Methods that adapt single linear layers."""
 

@@ -13,3 +13,7 @@ class ObjectiveSettings(Settings):
 
 class SftSettings(ObjectiveSettings):
     name: Literal["sft"] = Field("sft", description="supervised fine-tuning: predict the answer's tokens")
+
+
+class ClassificationSettings(ObjectiveSettings):
+    name: Literal["classification"] = Field("classification", description="a label for each text")

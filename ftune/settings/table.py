@@ -14,6 +14,7 @@ from ftune.settings.methods import (
     DoraSettings,
     FullSettings,
     Ia3Settings,
+    LinearProbeSettings,
     LoraSettings,
     MethodSettings,
     PrefixTuningSettings,
@@ -21,7 +22,7 @@ from ftune.settings.methods import (
     QloraSettings,
     VeraSettings,
 )
-from ftune.settings.objectives import ObjectiveSettings, SftSettings
+from ftune.settings.objectives import ClassificationSettings, ObjectiveSettings, SftSettings
 
 S = TypeVar("S", bound=Settings)
 
@@ -68,7 +69,12 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         FullSettings,
         Abilities(quantized=False, peft=False, vllm=True),
     ),
-    "linear_probe": Entry("trains a new head on frozen features", abilities=Abilities(peft=False)),
+    "linear_probe": Entry(
+        "trains a new head on frozen features, which are computed once; the fastest",
+        (),
+        LinearProbeSettings,
+        Abilities(peft=False),
+    ),
     "lora": Entry(
         "trains low-rank matrices beside the linear layers; the usual choice",
         ("2106.09685", "2312.03732"),
@@ -110,7 +116,7 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
 }
 OBJECTIVE_NAMES: Mapping[str, Entry[ObjectiveSettings]] = {
     "sft": Entry("supervised fine-tuning on answers", (), SftSettings),
-    "classification": Entry("a label for a text"),
+    "classification": Entry("a label for a text", (), ClassificationSettings),
     "dpo": Entry("preferences between two answers", ("2305.18290",)),
     "grpo": Entry("rewards for sampled answers", ("2402.03300",)),
 }
