@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[1] / "recipes" / "quickstart"
     parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--train", type=int, default=2000, help="training rows")
+    parser.add_argument("--train", type=int, default=4000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
     parser.add_argument("--rehearsal", type=int, default=100, help="rehearsal rows of each skill")
     parser.add_argument("--seed", type=int, default=20261122)

@@ -3,7 +3,7 @@
 import torch
 from conftest import KINDS
 
-from ftune import model as models
+from ftune import comparing
 from ftune.methods.base import trainable
 from ftune.settings import (
     AdaloraSettings,
@@ -44,7 +44,7 @@ SETTINGS = {
 }
 CONTRACT = [(kind, name) for kind in KINDS for name in SETTINGS if not ("llama" in kind and name == "bitfit")]
 """Llama has no biases to train."""
-ROWS = models.proof_rows(96, 512)
+ROWS = comparing.proof_rows(96, 512)
 
 
 def randomize(model):
@@ -57,8 +57,8 @@ def randomize(model):
 
 
 def logits(model):
-    return models.logits_of(model, ROWS)
+    return comparing.logits_of(model, ROWS)
 
 
 def assert_same(ours, reference, within=1e-5):
-    assert models.max_difference(ours, reference) <= within
+    assert comparing.max_difference(ours, reference) <= within

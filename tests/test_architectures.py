@@ -1,11 +1,10 @@
 """Every method on the architectures people have: starts as it should, packs, merges, reaches the right modules."""
 
 import pytest
-import torch
 from conftest import make_model
 from method_kit import SETTINGS, assert_same, logits, randomize
 
-from ftune import model as models
+from ftune import comparing
 from ftune.errors import UserError
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
@@ -75,11 +74,11 @@ def test_method_holds_on_this_architecture(kind, name):
     if not hasattr(settings, "virtual_tokens"):
         assert_same(logits(model), base, 0.0)
     tuned = logits(randomize(model))
-    assert models.max_difference(tuned, base) > 1e-3
-    models.prove_packing(model, "auto")
+    assert comparing.max_difference(tuned, base) > 1e-3
+    comparing.prove_packing(model, "auto")
     if METHOD_NAMES[settings.name].abilities.merging:
         method.merge(model)
-        assert_same(logits(model), tuned, models.tolerance(torch.float32, tuned))
+        assert_same(logits(model), tuned, comparing.tolerance(model, tuned))
         assert not trainable(model)
 
 
@@ -109,4 +108,4 @@ def test_mixture_of_experts_is_adapted_beside_its_experts_or_refused(kind):
     for name in ("bottleneck, serial", "prefix", "prompt"):
         model = make_model(kind, **shape)
         METHODS[SETTINGS[name].name].attach(model, SETTINGS[name])
-        models.prove_packing(randomize(model), "auto")
+        comparing.prove_packing(randomize(model), "auto")

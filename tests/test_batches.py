@@ -6,7 +6,7 @@ from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftune import attention, batches, data, model, schedule
+from ftune import attention, batches, comparing, data, schedule
 from ftune.errors import UserError
 from ftune.objectives import sft
 
@@ -41,7 +41,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_packed_rows_give_the_logits_of_single_rows(kind, name):
     """Case 19: weights are large and windows shorter than the rows, so that a missing window or soft cap would show."""
-    assert model.prove_packing(make_model(kind, scale=4.0, **ARCHITECTURES[kind]), name) < 1e-5
+    assert comparing.prove_packing(make_model(kind, scale=4.0, **ARCHITECTURES[kind]), name) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_packed_rows_give_the_logits_of_single_rows(kind, name):
 )
 def test_architecture_that_cannot_be_packed_is_refused(kind, shape):
     with pytest.raises(UserError, match="cannot be packed"):
-        model.prove_packing(make_model(kind, scale=4.0, **shape), "auto")
+        comparing.prove_packing(make_model(kind, scale=4.0, **shape), "auto")
 
 
 def test_other_samples_of_a_pack_do_not_touch_a_samples_loss_or_gradient(examples):

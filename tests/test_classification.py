@@ -15,8 +15,7 @@ from test_methods import SETTINGS, randomize
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
-from ftune import attention, batches, classifier, data, recipe
-from ftune import model as models
+from ftune import attention, batches, classifier, comparing, data, recipe
 from ftune.artifacts import files
 from ftune.classifier import Classes
 from ftune.data import Rules
@@ -177,8 +176,8 @@ def load(base, classes):
 
 
 def difference(model, reference):
-    rows = models.proof_rows_for(reference)
-    return models.max_difference(models.logits_of(model, rows), models.logits_of(reference, rows))
+    rows = comparing.proof_rows_for(reference)
+    return comparing.max_difference(comparing.logits_of(model, rows), comparing.logits_of(reference, rows))
 
 
 def test_every_method_trains_and_saves_the_head_and_keeps_the_labels(trained):
@@ -199,8 +198,8 @@ def test_every_method_trains_and_saves_the_head_and_keeps_the_labels(trained):
 
 def test_merged_classifier_is_a_plain_one_with_the_same_logits(trained, tmp_path):
     _, settings, model, _ = trained
-    rows = models.proof_rows_for(model)
-    before = models.logits_of(model, rows)
+    rows = comparing.proof_rows_for(model)
+    before = comparing.logits_of(model, rows)
     method = method_of(settings.name, model)
     if settings.name in ("prefix_tuning", "prompt_tuning", "bottleneck"):
         with pytest.raises(UserError, match="cannot be merged"):
@@ -211,7 +210,7 @@ def test_merged_classifier_is_a_plain_one_with_the_same_logits(trained, tmp_path
     plain, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert plain.config.id2label == dict(enumerate(LABELS))
-    assert models.max_difference(models.logits_of(plain.eval(), rows), before) <= 1e-5
+    assert comparing.max_difference(comparing.logits_of(plain.eval(), rows), before) <= 1e-5
 
 
 @pytest.mark.parametrize("trained", IN_PEFT, indirect=True)

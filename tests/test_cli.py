@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ftune import model
+from ftune import comparing
 from ftune.artifacts import files
 from ftune.recipe import load, starter
 
@@ -125,8 +125,8 @@ def test_adapter_that_peft_made_is_evaluated_and_merged(finished, tmp_path):
     assert json.loads(done.stdout)["artefact"]["keys_loaded"] == "8/8"
     done = ftune("merge", tmp_path / "theirs", "--output", tmp_path / "merged", "--json")
     assert done.returncode == 0, done.stderr
-    merged, rows = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), model.proof_rows(96, None)
-    assert model.max_difference(model.logits_of(merged, rows), model.logits_of(theirs, rows)) <= 1e-5
+    merged, rows = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), comparing.proof_rows(96, None)
+    assert comparing.max_difference(comparing.logits_of(merged, rows), comparing.logits_of(theirs, rows)) <= 1e-5
 
 
 def copy_run(finished, tmp_path):
@@ -181,10 +181,10 @@ def test_merged_folder_is_plain_transformers_and_equals_the_adapter(finished, tm
     base = load(path / "recipe.yaml").model
     tuned = AutoModelForCausalLM.from_pretrained(base.base)
     files.load_adapter(tuned, path / "adapter")
-    rows = model.proof_rows(96, None)
+    rows = comparing.proof_rows(96, None)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not any("lora" in name for name in merged.state_dict())
-    assert model.max_difference(model.logits_of(merged, rows), model.logits_of(tuned, rows)) <= 1e-5
+    assert comparing.max_difference(comparing.logits_of(merged, rows), comparing.logits_of(tuned, rows)) <= 1e-5
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
     done = ftune("merge", path / "adapter", "--base", tmp_path / "merged", "--output", tmp_path / "twice")
     assert done.returncode == 2

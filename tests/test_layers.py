@@ -28,6 +28,7 @@ LAYERS = [
     "loss",
     "quantized",
     "model",
+    "comparing",
     "classifier",
     "methods",
     "objectives",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_methods import randomize
 from transformers import AutoModelForCausalLM
 
-from ftune import attention, batches, classifier, data, features, folder, model, recipe, train
+from ftune import attention, batches, classifier, comparing, data, features, folder, model, recipe, train
 from ftune.artifacts import files
 from ftune.classifier import Classes
 from ftune.data import Rules
@@ -74,35 +74,35 @@ def test_head_of_a_language_model_is_an_untied_copy_that_merges(kind, is_tied, t
     changes = {"tie_word_embeddings": is_tied, "eos_token_id": 2}
     path = save_base(tmp_path / "base", kind, **changes)
     base = model.load_base(ModelSection(base=path), torch.float32, torch.device("cpu"))
-    rows = model.proof_rows(96, 512)
-    before = model.logits_of(base, rows)
+    rows = comparing.proof_rows(96, 512)
+    before = comparing.logits_of(base, rows)
     probed = attached(kind, **changes)
     assert list(trainable(probed)) == ["lm_head.weight"]
-    assert model.max_difference(model.logits_of(probed, rows), before) == 0
+    assert comparing.max_difference(comparing.logits_of(probed, rows), before) == 0
     embeddings = probed.get_input_embeddings().weight.clone()
-    tuned = model.logits_of(randomize(probed), rows)
+    tuned = comparing.logits_of(randomize(probed), rows)
     assert torch.equal(probed.get_input_embeddings().weight, embeddings)
     files.save_adapter(tmp_path / "a", probed, make_tokenizer(), SETTINGS, str(path), {"method": SETTINGS.model_dump()})
     assert list(load_file(tmp_path / "a" / files.ADAPTER_WEIGHTS)) == ["base_model.model.lm_head.weight"]
     assert not (tmp_path / "a" / files.ADAPTER_CONFIG).exists()
     files.load_adapter(base, tmp_path / "a")
-    assert model.max_difference(model.logits_of(base, rows), tuned) == 0
+    assert comparing.max_difference(comparing.logits_of(base, rows), tuned) == 0
     method_of("linear_probe", base).merge(base)
     base.save_pretrained(tmp_path / "merged")
     merged, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert not merged.config.tie_word_embeddings
-    assert model.max_difference(model.logits_of(merged.eval(), rows), tuned) == 0
+    assert comparing.max_difference(comparing.logits_of(merged.eval(), rows), tuned) == 0
 
 
 def test_head_of_a_half_precision_base_is_float32_until_it_is_merged():
     probed = make_model(tie_word_embeddings=True).to(torch.bfloat16)
     method_of("linear_probe", probed).attach(probed, SETTINGS)
     assert probed.lm_head.weight.dtype == torch.float32
-    tuned = model.logits_of(probed, [[7, 8, 9]])
+    tuned = comparing.logits_of(probed, [[7, 8, 9]])
     method_of("linear_probe", probed).merge(probed)
     assert {parameter.dtype for parameter in probed.parameters()} == {torch.bfloat16}
-    assert model.max_difference(model.logits_of(probed, [[7, 8, 9]]), tuned) <= 0.05
+    assert comparing.max_difference(comparing.logits_of(probed, [[7, 8, 9]]), tuned) <= 0.05
 
 
 @pytest.mark.parametrize("name", ["sft", "classification"])

@@ -8,7 +8,7 @@ from conftest import make_model, make_tokenizer, save_base
 from method_kit import CONTRACT, ROWS, SETTINGS, assert_same, logits, randomize
 from transformers import AutoModelForCausalLM
 
-from ftune import attention
+from ftune import attention, comparing
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.batches import collate
@@ -46,7 +46,7 @@ def test_starts_equal_to_the_base(kind, method, settings):
     base = logits(make_model(kind))
     model = make_model(kind)
     method.attach(model, settings)
-    assert (models.max_difference(logits(model), base) == 0) != hasattr(settings, "virtual_tokens")
+    assert (comparing.max_difference(logits(model), base) == 0) != hasattr(settings, "virtual_tokens")
 
 
 def test_trains_what_it_says_and_leaves_the_rest_bit_identical(kind, method, settings):
@@ -71,7 +71,7 @@ def test_merge_gives_the_same_logits_or_refuses(kind, method, settings):
     base, modules = logits(model), {type(module) for module in model.modules()}
     method.attach(model, settings)
     tuned = logits(randomize(model))
-    assert models.max_difference(tuned, base) > 1e-3
+    assert comparing.max_difference(tuned, base) > 1e-3
     if not METHOD_NAMES[settings.name].abilities.merging:
         with pytest.raises(UserError, match="cannot be merged"):
             method.merge(model)
@@ -102,7 +102,7 @@ def test_packed_rows_give_the_logits_of_single_rows(kind, method, settings):
     model = make_model(kind)
     method.attach(model, settings)
     randomize(model)
-    models.prove_packing(model, "auto")
+    comparing.prove_packing(model, "auto")
     with torch.no_grad(), attention.packed(model):
         batch = packed_batch()
         packed = models.head(model)(models.hidden_states(model, batch, packing=True))

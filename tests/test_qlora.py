@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_model, write_recipe
 
-from ftune import checkpoint, folder, plan, recipe, train
+from ftune import checkpoint, comparing, folder, plan, recipe, train
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.errors import UserError
@@ -25,7 +25,7 @@ def plain_logits(path, adapter=None):
     model = models.load_base(ModelSection(base=path), torch.float32, torch.device("cpu"))
     if adapter is not None:
         files.load_adapter(model, adapter)
-    return models.logits_of(model, models.proof_rows(96, 512))
+    return comparing.logits_of(model, comparing.proof_rows(96, 512))
 
 
 def test_eight_bit_moments_continue_exactly_and_are_as_large_as_planned(tmp_path):
@@ -121,7 +121,7 @@ def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(
         assert merged["distance_to_trained"] == pytest.approx(artefact["distance_to_trained"], rel=1e-3, abs=1e-6)
         assert merged["merged_max_diff"] <= 1e-5
     wanted = plain_logits(workspace / "base", run / "adapter")
-    assert models.max_difference(plain_logits(run / "merged"), wanted) <= 1e-5
+    assert comparing.max_difference(plain_logits(run / "merged"), wanted) <= 1e-5
     manifest["files"] |= {f"merged/{name}": digest for name, digest in folder.checksums(run / "merged").items()}
     folder.write_json(run / "manifest.json", manifest)
     verified = verify_target(resolve(run))

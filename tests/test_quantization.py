@@ -11,8 +11,8 @@ from conftest import REPOSITORY, SHAPES, make_model, make_tokenizer, save_base
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ftune import comparing, quantized
 from ftune import model as models
-from ftune import quantized
 from ftune.artifacts import distance
 from ftune.errors import UserError
 from ftune.methods import METHODS
@@ -22,7 +22,7 @@ from ftune.run.inputs import hashes
 from ftune.settings import AdaloraSettings, BitfitSettings, DoraSettings, Ia3Settings, LoraSettings, VeraSettings
 
 CPU = torch.device("cpu")
-ROWS = models.proof_rows(96, 512)
+ROWS = comparing.proof_rows(96, 512)
 QUANTIZED = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
 LORA, DORA = LoraSettings(rank=4, alpha=8, dropout=0.0), DoraSettings(rank=4, alpha=8, dropout=0.0)
 METHOD_SETTINGS = {
@@ -56,11 +56,11 @@ def reference(path, **form):
 
 
 def logits(model):
-    return models.logits_of(model, ROWS)
+    return comparing.logits_of(model, ROWS)
 
 
 def same(ours, theirs, within=1e-5):
-    assert models.max_difference(ours, theirs) <= within
+    assert comparing.max_difference(ours, theirs) <= within
 
 
 def gradients(model):
@@ -170,7 +170,7 @@ def test_every_method_of_single_layers_works_over_four_bits(tmp_path, name):
     same(logits(model), base, 1e-6)
     assert all(float(g.abs().sum()) > 0 for g in gradients(randomize(model)).values())
     tuned = logits(model)
-    assert models.max_difference(tuned, base) > 1e-3
+    assert comparing.max_difference(tuned, base) > 1e-3
     METHODS[settings.name].merge(model)
     same(logits(model), tuned)
 
@@ -212,7 +212,7 @@ def test_computes_in_the_dtype_that_was_asked_for(tmp_path):
     METHODS["dora"].attach(model, DORA)
     tuned = logits(randomize(model))
     METHODS["dora"].merge(model)
-    same(logits(model), tuned, models.tolerance(torch.bfloat16, tuned))
+    same(logits(model), tuned, comparing.tolerance(model, tuned))
 
 
 def test_a_quantized_head_is_refused(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftune import chat as chats
-from ftune import folder, model, recipe
+from ftune import comparing, folder, recipe
 from ftune.artifacts import files
 from ftune.run.training import train_run
 
@@ -81,8 +81,8 @@ def test_transposed_tied_gpt2_is_tuned_merged_and_read_by_peft(real_data, tmp_pa
     ours = AutoModelForCausalLM.from_pretrained(base)
     files.load_adapter(ours, path / "adapter")
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path / "adapter").eval()
-    probe = model.proof_rows_for(ours)
-    assert model.max_difference(model.logits_of(theirs, probe), model.logits_of(ours, probe)) <= 1e-5
+    probe = comparing.proof_rows_for(ours)
+    assert comparing.max_difference(comparing.logits_of(theirs, probe), comparing.logits_of(ours, probe)) <= 1e-5
 
 
 def test_adapter_that_peft_trained_on_a_real_model_gives_the_same_logits(real_data, tmp_path):
@@ -92,8 +92,8 @@ def test_adapter_that_peft_trained_on_a_real_model_gives_the_same_logits(real_da
     theirs.save_pretrained(tmp_path / "adapter")
     ours = AutoModelForCausalLM.from_pretrained(base)
     files.load_adapter(ours, tmp_path / "adapter")
-    probe = model.proof_rows_for(ours)
-    assert model.max_difference(model.logits_of(ours, probe), model.logits_of(theirs, probe)) <= 1e-5
+    probe = comparing.proof_rows_for(ours)
+    assert comparing.max_difference(comparing.logits_of(ours, probe), comparing.logits_of(theirs, probe)) <= 1e-5
 
 
 def test_real_chat_template_gives_exact_spans(real_data):
@@ -110,4 +110,4 @@ def test_real_chat_template_gives_exact_spans(real_data):
 @pytest.mark.parametrize("name", ["stories260K", "slm4096-gpt2-char", "sort-gpt2-nano"])
 def test_real_models_can_be_packed(real_data, name):
     loaded = AutoModelForCausalLM.from_pretrained(real_data / "models" / name, dtype=torch.float32)
-    assert model.prove_packing(loaded, "auto") < 1e-4
+    assert comparing.prove_packing(loaded, "auto") < 1e-4

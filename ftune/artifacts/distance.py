@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ftune import classifier, quantized
+from ftune import classifier, comparing, quantized
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.methods.head import method_of
@@ -46,12 +46,12 @@ class Distances:
 def between(merged: Logits, trained: Logits) -> Distance:
     ours, theirs = (torch.cat(rows).double().log_softmax(-1) for rows in (merged, trained))
     kl = (theirs.exp() * (theirs - ours)).sum(dim=-1).mean()
-    return Distance(models.max_difference(merged, trained), float(kl))
+    return Distance(comparing.max_difference(merged, trained), float(kl))
 
 
 def reference(model: PreTrainedModel) -> Logits:
     """The logits that other forms of this model are compared with."""
-    return models.logits_of(model, models.proof_rows_for(model))
+    return comparing.logits_of(model, comparing.proof_rows_for(model))
 
 
 def full_precision(settings: ModelSection) -> ModelSection:

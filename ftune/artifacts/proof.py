@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, quantized
+from ftune import classifier, comparing, quantized
 from ftune import model as models
 from ftune.artifacts import distance, files
 from ftune.artifacts.distance import Distances
@@ -56,7 +56,7 @@ class Proof:
 
 def is_live(ours: Logits, base: Logits) -> bool:
     """Whether the tuned model differs from the base at all."""
-    return models.max_difference(ours, base) > 0
+    return comparing.max_difference(ours, base) > 0
 
 
 def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_loaded: str, method: str) -> Proof:
@@ -64,18 +64,18 @@ def prove_tuned(tuned: PreTrainedModel, base: Logits, live: Logits | None, keys_
 
     `tuned` is merged in place: nothing may use it as an adapter afterwards.
     """
-    dtype = next(tuned.parameters()).dtype
-    ours = reference(tuned)
+    ours = last = reference(tuned)
     merged = None
     if METHOD_NAMES[method].abilities.merging:
         method_of(method, tuned).merge(tuned)
-        merged = models.max_difference(reference(tuned), ours)
+        last = reference(tuned)
+        merged = comparing.max_difference(last, ours)
     return Proof(
         adapter_live=is_live(ours, base),
         keys_loaded=keys_loaded,
-        reload_max_diff=None if live is None else models.max_difference(ours, live),
+        reload_max_diff=None if live is None else comparing.max_difference(ours, live),
         merged_max_diff=merged,
-        tolerance=models.tolerance(dtype, ours),
+        tolerance=comparing.tolerance(tuned, last),
         reason="" if merged is not None else f"an adapter of {method} cannot be merged",
     )
 
@@ -161,19 +161,20 @@ def merge(
     if not is_live(wanted, base):
         raise RunError("the adapter has no effect, so there is nothing to merge", str(adapter), "was it trained?")
     method.merge(model)
-    limit = models.tolerance(next(model.parameters()).dtype, wanted)
     contains = [*base_card.get("contains_adapters", []), digest]
     merged_card = {"base": fingerprint, "contains_adapters": contains, "strength": strength, "trained_over": over}
     distances = None
     if trained is not None and dequantized is not None:
         distances = Distances(distance.between(reference(model), trained), dequantized)
-    difference = 0.0
+    difference = limit = 0.0
 
     def prove(folder_: Path) -> None:
-        nonlocal difference
+        nonlocal difference, limit
         written = models.load_base(ModelSection(base=folder_, attention=settings.attention), torch.float32, device)
-        difference = models.max_difference(reference(written.to(next(model.parameters()).dtype)), wanted)
-        if not difference <= limit or difference >= models.max_difference(wanted, base):
+        written = written.to(next(model.parameters()).dtype)
+        found = reference(written)
+        difference, limit = comparing.max_difference(found, wanted), comparing.tolerance(written, found)
+        if not difference <= limit or difference >= comparing.max_difference(wanted, base):
             raise RunError(
                 f"the merged model's logits differ from the adapter's by {difference:.3g}, more than {limit:.3g}",
                 str(output),

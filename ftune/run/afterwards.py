@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, evaluate, folder, predict, report
+from ftune import chat, classifier, comparing, evaluate, folder, predict, report
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
@@ -168,11 +168,12 @@ def _prove_logits(
     add("merge", proved.merged_max_diff <= proved.tolerance, told)
     if target.run is not None and target.adapter is not None and target.run.merged.is_dir():
         merged = models.load_base(whole_model(target, target.run.merged), torch.float32, device)
+        merged = merged.to(models.stored_dtype(merged.config))
+        found = proof.reference(merged)
         if target.model.quantization != "none":
             full, _, _ = load_tuned(replace(target, model=distance.full_precision(target.model)), device)
             ours = proof.reference(full)
-        difference = models.max_difference(proof.reference(merged), ours)
-        limit = models.tolerance(models.stored_dtype(merged.config), ours)
+        difference, limit = comparing.max_difference(found, ours), comparing.tolerance(merged, found)
         add(
             "merged_folder",
             difference <= limit,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, data, folder, model, plan, probe, quantized, schedule
+from ftune import classifier, comparing, data, folder, model, plan, probe, quantized, schedule
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
 from ftune.data import Dataset
@@ -261,7 +261,7 @@ def build_model(recipe: Recipe, inputs: Inputs, device: torch.device) -> tuple[A
     if recipe.method.start_from is not None:
         start_from(base, recipe.method)
     if run_plan.packing:
-        model.prove_packing(base, recipe.model.attention)
+        comparing.prove_packing(base, recipe.model.attention)
     if plan.is_checkpointed(recipe, base):
         base.activation_checkpointing_enable({"use_reentrant": False})
     return base, hashes(base)

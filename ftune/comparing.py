@@ -1,0 +1,119 @@
+"""Comparing models on fixed rows: their logits, what rounding alone may change, and whether packing is exact."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftune import attention
+from ftune.batches import MicroBatch
+from ftune.errors import UserError
+from ftune.model import head, hidden_states, is_classifier, is_linear
+
+PROOF_LENGTHS = (3, 17, 33)
+"""Lengths of the rows on which packed attention is compared with single rows."""
+ROUNDINGS = 8
+"""How often one rounding everywhere is the bound; merges of the quickstart's adapters lie at 1.1 to 1.5."""
+SMALLEST_TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, rows: list[list[int]]) -> list[torch.Tensor]:
+    """Float32 logits of single rows by the model's own forward, attention and head: the reference for every proof.
+
+    One tensor a row: (tokens, vocabulary), of a classifier (labels,).
+    """
+    was_training = model.training
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    result = [model(torch.tensor([row], device=device), use_cache=False).logits[0].float().cpu() for row in rows]
+    model.train(was_training)
+    return result
+
+
+def proof_rows(vocab_size: int, max_positions: int | None) -> list[list[int]]:
+    """Fixed pseudo-random rows to compare models on."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, max_positions or length) for length in PROOF_LENGTHS]
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def proof_rows_for(model: PreTrainedModel) -> list[list[int]]:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    rows = proof_rows(vocabulary, getattr(model.config, "max_position_embeddings", None))
+    if is_classifier(model):
+        # A classifier of transformers takes a padding token for padding wherever it stands.
+        pad = model.config.get_text_config().pad_token_id
+        rows = [[token if token != pad else (token + 1) % vocabulary for token in row] for row in rows]
+    return rows
+
+
+def max_difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """The largest absolute difference between two lists of logits; infinite when one is not a number."""
+    worst = max(float((a - b).abs().max()) for a, b in zip(ours, reference, strict=True))
+    return worst if worst == worst else float("inf")
+
+
+@torch.no_grad()
+def tolerance(model: PreTrainedModel, reference: list[torch.Tensor]) -> float:
+    """How far equal computations in another order may lie from a model's `reference` logits on the proof rows.
+
+    Some times what moves them when every linear layer rounds its output another way: by one unit in the last place,
+    up or down at random. So it grows with the dtype's rounding and with how much this very model amplifies it.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def round_another_way(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.device) * 2 - 1
+        return output * (1 + signs * torch.finfo(output.dtype).eps)
+
+    hooks = [m.register_forward_hook(round_another_way) for m in model.modules() if is_linear(m)]
+    try:
+        moved = max_difference(logits_of(model, proof_rows_for(model)), reference)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(SMALLEST_TOLERANCE, ROUNDINGS * moved)
+
+
+@torch.no_grad()
+def prove_packing(model: PreTrainedModel, attention_name: str) -> float:
+    """Compare packed rows with single rows on this very model; returns the largest logit difference.
+
+    Some architectures accept the replaced attention and are silently wrong, so nothing is packed before this holds.
+    """
+    rows = proof_rows_for(model)
+    reference = logits_of(model, rows)
+    bounds = (0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist())
+    device = model.get_input_embeddings().weight.device
+    batch = MicroBatch(
+        torch.tensor([[token for row in rows for token in row]]),
+        torch.tensor([[position for row in rows for position in range(len(row))]]),
+        torch.tensor([[-100] * bounds[-1]]),
+        bounds,
+        (),
+    ).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with attention.packed(model, attention_name):
+            logits = head(model)(hidden_states(model, batch, packing=True)).float().cpu()
+    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise _cannot_pack(model, str(error)) from error
+    finally:
+        model.train(was_training)
+    packed = [logits[end - 1] if is_classifier(model) else logits[start:end] for start, end in pairwise(bounds)]
+    difference = max_difference(packed, reference)
+    if not difference <= tolerance(model, reference):
+        raise _cannot_pack(model, f"logits of packed rows differ from single rows by {difference:.2g}")
+    return difference
+
+
+def _cannot_pack(model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"rows cannot be packed for {type(model).__name__}: {reason}",
+        "data.packing",
+        "set data.packing: false to train row by row",
+    )
