@@ -66,7 +66,7 @@ def tolerance(model: PreTrainedModel, reference: list[torch.Tensor]) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def round_another_way(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.device) * 2 - 1
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
         return output * (1 + signs * torch.finfo(output.dtype).eps)
 
     hooks = [m.register_forward_hook(round_another_way) for m in model.modules() if is_linear(m)]

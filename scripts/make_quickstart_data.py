@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--train", type=int, default=4000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
-    parser.add_argument("--rehearsal", type=int, default=100, help="rehearsal rows of each skill")
+    parser.add_argument("--rehearsal", type=int, default=200, help="rehearsal rows of each skill")
     parser.add_argument("--seed", type=int, default=20261122)
     options = parser.parse_args()
 

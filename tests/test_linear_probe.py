@@ -163,7 +163,9 @@ def test_pass_is_skipped_only_where_everything_that_shaped_the_features_is_the_s
     assert len(passes) == 1
     tokens = examples[3].tokens
     other_id = replace(tokens, input_ids=[*tokens.input_ids[:-1], 7])
-    other_mask = replace(tokens, supervised=[False] * (len(tokens) - 1) + [True])
+    start = tokens.supervised.index(True)
+    moved = [i == start - 1 or (wanted and i != start) for i, wanted in enumerate(tokens.supervised)]
+    other_mask = replace(tokens, supervised=moved)
     for changed in (other_id, other_mask):
         features.features_of(source(probed), [*examples[:3], replace(examples[3], tokens=changed), *examples[4:]])
     features.features_of(source(probed), examples[:-1])

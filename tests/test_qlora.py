@@ -1,6 +1,7 @@
 """The method qlora, its optimizers, and runs over quantized bases. Numbers: trust cases."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_loaded(workspace):
     for name in ("paged_adamw_32bit", "paged_adamw_8bit"):
         assert problems_of(path, f"training.optimizer={name}") == [f"{name} needs a GPU: there is no paged memory here"]
     assert problems_of(path, "method={name: full}", "model.quantization=int8") == [
-        "full trains the base's own weights, which int8 cannot hold"
+        "full trains the base's own weights, which a quantized base cannot hold"
     ]
 
 
@@ -105,7 +106,7 @@ def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(
     assert manifest["optimizer"] == "adamw_8bit"
     assert set(manifest["changed"]) == set(manifest["trainable"])
     assert artefact["reload_max_diff"] == 0.0
-    assert artefact["merged_max_diff"] <= artefact["tolerance"] == 1e-5
+    assert artefact["merged_max_diff"] <= artefact["tolerance"] <= 1e-4
     assert (
         artefact["distance_to_trained"]["full_precision"]
         > 1e-3
@@ -115,7 +116,8 @@ def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(
     config = json.loads((run / "adapter" / files.ADAPTER_CONFIG).read_text())
     assert (config["peft_type"], config["r"]) == ("LORA", 64)
 
-    for target in (run, run / "adapter"):
+    alone = shutil.copytree(run / "adapter", workspace / "alone")  # its card says what it was trained over
+    for target in (run, alone):
         merged = merge_target(resolve(target), run / "merged", 1.0, overwrite=True)
         assert merged["merged_into"] == "full_precision"
         assert merged["distance_to_trained"] == pytest.approx(artefact["distance_to_trained"], rel=1e-3, abs=1e-6)

@@ -64,7 +64,7 @@ def test_every_key_is_written_out_by_dump(write: Any) -> None:
 def test_differences_name_key_and_both_values(write: Any) -> None:
     path = write(MINIMAL)
     assert differences(load(path), load(path, ["training.learning_rate=0.01"])) == [
-        "training.learning_rate: 0.001 -> 0.01"
+        "training.learning_rate: null -> 0.01"
     ]
     assert "method.rank: 16 -> (absent)" in differences(load(path), load(path, ["method=full"]))
     assert "data.columns: {} -> (absent)" in differences(load(path), load(path, ["data.columns={a: b}"]))

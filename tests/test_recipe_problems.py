@@ -39,7 +39,7 @@ def test_an_unknown_or_misplaced_key_is_told_with_the_right_one(write: Any, line
 def test_a_key_of_another_method_says_whose_it_is(write: Any) -> None:
     """Case 36."""
     problem = the_problem(write(MINIMAL), ["method={name: full, rank: 8}"])
-    assert problem.what == 'unknown key "rank": it is a key of lora, dora, vera'
+    assert problem.what == 'unknown key "rank": it is a key of lora, qlora, dora, vera'
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -56,8 +56,8 @@ def _base_of_adapter(path: Path, base: str | None, loaded: Recipe | None) -> Mod
     if base is not None:
         return ModelSection(base=_path_or_hub(base), **over)
     if loaded is not None:
-        return loaded.model
-    name = files.read_adapter_config(path).get("base_model_name_or_path")
+        return loaded.model.model_copy(update=over)
+    name = files.read_adapter_config(path).get("base_model_name_or_path") or files.read_card(path).get("base_name")
     if not name:
-        raise UserError("the adapter does not name its base", str(path / files.ADAPTER_CONFIG), "name it with --base")
+        raise UserError("the adapter does not name its base", str(path), "name it with --base")
     return ModelSection(base=_path_or_hub(str(name)), **over)

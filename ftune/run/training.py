@@ -110,6 +110,7 @@ def save(settings: Recipe, inputs: Inputs, model: PreTrainedModel, run: RunFolde
     card = {
         "base": made_from["base"],
         "template": made_from["template"],
+        "base_name": str(settings.model.base),
         "method": settings.method.model_dump(mode="json"),
     }
     if settings.model.quantization != "none":
