@@ -1,7 +1,6 @@
 """Classification: labels, pooling, the head beside every method, and what is said of it. Numbers: trust cases."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from ftune.errors import UserError
 from ftune.methods.base import trainable
 from ftune.methods.head import method_of
 from ftune.objectives import classification
-from ftune.predict import confusion, macro_f1, measure
 from ftune.run import afterwards, preview, targets, training
 from ftune.settings import LinearProbeSettings
 
@@ -247,16 +245,6 @@ def test_peft_classifier_is_loaded_with_its_head_or_refused(tmp_path):
     save_file({k: v for k, v in weights.items() if "score" not in k}, tmp_path / "a" / files.ADAPTER_WEIGHTS)
     with pytest.raises(UserError, match="missing: score"):
         files.load_adapter(load(base, classes), tmp_path / "a")
-
-
-def test_macro_f1_and_confusion_are_those_of_the_definition():
-    expected, predicted = torch.tensor([0, 0, 0, 1, 1, 3]).numpy(), torch.tensor([0, 0, 1, 1, 0, 0]).numpy()
-    counts = confusion(expected, predicted, 5)
-    assert counts[0].tolist() == [2, 1, 0, 0, 0]
-    # label 0: 2 * 2 / (3 + 4); label 1: 2 * 1 / (2 + 2); label 3: 0; labels 2 and 4 do not occur
-    assert math.isclose(macro_f1(counts), (4 / 7 + 1 / 2 + 0) / 3)
-    found = measure("f1", expected, predicted, expected * 0, 5)
-    assert found.gain_interval[0] <= found.tuned - found.baseline <= found.gain_interval[1]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftune import comparing
 from ftune.artifacts import files
 from ftune.recipe import load, starter
+from ftune.settings import METHOD_NAMES
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -230,8 +231,11 @@ def test_plan_needs_neither_weights_nor_data(workspace):
     plan = json.loads(done.stdout)
     assert plan["steps"] is None
     assert plan["parameters"]["trainable"] == 2 * 4 * (64 * 4 + 32 * 2 + 64 * 2 + (64 + 128) * 3)
-    both = json.loads(ftune("plan", write_recipe(workspace), "--methods", "all", "--json").stdout)["plans"]
-    assert [plan["method"] for plan in both] == ["full", "lora"]
+    every = json.loads(ftune("plan", write_recipe(workspace), "--methods", "all", "--json").stdout)["plans"]
+    assert [plan["method"] for plan in every] == list(METHOD_NAMES)
+    assert {plan["method"]: plan["problem"] for plan in every if "problem" in plan} == {
+        "bitfit": "0 trainable parameters: LlamaForCausalLM has no biases in these layers"
+    }
 
 
 def test_killed_process_is_resumed_to_the_same_bytes(workspace):

@@ -1,10 +1,14 @@
 """Generation and scoring. Numbers: trust cases."""
 
+import math
+
+import numpy as np
 import pytest
 from conftest import chat, make_model, make_tokenizer, write_rows
 
 from ftune import data, evaluate
 from ftune.evaluate import METRICS
+from ftune.predict import confusion, macro_f1, measure
 
 
 @pytest.fixture
@@ -64,3 +68,13 @@ def test_solved_examples_are_fixed_by_the_seed(examples):
 )
 def test_metrics_score_as_named(metric, wanted, answer, score):
     assert METRICS[metric](wanted, answer) == score
+
+
+def test_macro_f1_and_confusion_are_those_of_the_definition():
+    expected, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 0, 0])
+    counts = confusion(expected, predicted, 5)
+    assert counts[0].tolist() == [2, 1, 0, 0, 0]
+    # label 0: 2 * 2 / (3 + 4); label 1: 2 * 1 / (2 + 2); label 3: 0; labels 2 and 4 do not occur
+    assert math.isclose(macro_f1(counts), (4 / 7 + 1 / 2 + 0) / 3)
+    found = measure("f1", expected, predicted, expected * 0, 5)
+    assert found.gain_interval[0] <= found.tuned - found.baseline <= found.gain_interval[1]

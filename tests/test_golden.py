@@ -10,7 +10,7 @@ from ftune.run.training import train_run
 
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = {
-    "lora": {"name": "lora", "rank": 4, "dropout": 0.1},
+    "lora": {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.1},
     "full": {"name": "full"},
     "dora": {"name": "dora", "rank": 4, "dropout": 0.1},
     "adalora": {"name": "adalora", "initial_rank": 4, "target_rank": 2},

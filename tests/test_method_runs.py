@@ -68,13 +68,9 @@ def test_training_goes_on_from_an_adapter(place, method):
     if method["name"] == "lora" and "init" in method:
         pytest.skip("what was saved is a plain LoRA of twice the rank")
     if method.get("projection"):
-        _, first = run(place, method=method)
+        _, first = run(place, method=method, training=TRAINING)
         with pytest.raises(UserError, match="holds what its projection made"):
-            run(
-                place,
-                method={**method, "start_from": str(run(place, method=method)[1] / "adapter")},
-                output={"dir": "b"},
-            )
+            run(place, method={**method, "start_from": str(first / "adapter")}, output={"dir": "b"})
         return
     one = {**TRAINING, "max_steps": 1, "batch_size": 24, "learning_rate": 1e-2}
     _, first = run(place, method={**method, "dropout": 0.0} if "rank" in method else method, training=one)

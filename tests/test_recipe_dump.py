@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ftune.recipe import differences, dump, load
 from ftune.recipe.problems import every_key
+from ftune.settings import LoraSettings
 
 TEXT = st.text(
     st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=("Cs", "Cc")),
@@ -57,7 +58,11 @@ def test_text_that_looks_like_something_else_stays_text_in_a_dump(write: Any, wo
 
 def test_every_key_is_written_out_by_dump(write: Any) -> None:
     written = yaml.safe_load(dump(load(write(MINIMAL))))
-    assert {f"{section}.{key}" for section in written for key in written[section]} == set(every_key())
+    assert {f"{section}.{key}" for section in written for key in written[section]} == {
+        key
+        for key in every_key()
+        if not key.startswith("method.") or key.partition(".")[2] in LoraSettings.model_fields
+    }
     assert written["method"]["alpha"] == 32.0
 
 

@@ -80,6 +80,9 @@ def print_plans(plans: Sequence[Mapping[str, Any]]) -> None:
         return
     table = new_table("method", "trainable", "percent", "training peak", "evaluation", "smallest card")
     for plan in plans:
+        if "problem" in plan:
+            table.add_row(Text(str(plan["method"]), style="dim"), Text(f"not here: {plan['problem']}", style="dim"))
+            continue
         parameters, memory = plan["parameters"], plan["memory_bytes"]
         table.add_row(
             Text(str(plan["method"]), style="bold"),

@@ -66,6 +66,7 @@ def fit(
     validation_features = None
     if method.trains_head_alone:
         shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
+        shaped["held_as"] = settings.model.model_dump(mode="json", exclude={"base", "revision", "chat_template"})
         source = features.Source(model, objective, inputs.plan, shaped, lambda: stop_if_asked(stop, run))
         job = replace(job, features=features.features_of(source, inputs.train.examples))
         if inputs.validation is not None:

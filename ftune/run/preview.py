@@ -12,6 +12,7 @@ from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
 from ftune.run.inputs import Collector, is_classification, read, rules_of, training_plan
 from ftune.settings import METHOD_NAMES, available
+from ftune.train import TrainingPlan
 
 
 def check(recipe: Recipe) -> dict[str, Any]:
@@ -68,4 +69,14 @@ def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
             recipe.method if name == recipe.method.name else table[name].model_validate({"name": name})
             for name in names
         ]
-    return [plan.make_plan(recipe, settings, run_plan, None, None).as_dict() for settings in chosen]
+    if methods != "all":
+        return [plan.make_plan(recipe, settings, run_plan, None, None).as_dict() for settings in chosen]
+    return [_plan_or_reason(recipe, settings, run_plan) for settings in chosen]
+
+
+def _plan_or_reason(recipe: Recipe, settings: Any, run_plan: TrainingPlan) -> dict[str, Any]:
+    """A method's plan, or why this model cannot have it (BitFit needs biases)."""
+    try:
+        return plan.make_plan(recipe, settings, run_plan, None, None).as_dict()
+    except UserError as error:
+        return {"method": settings.name, "problem": error.problems[0].what}
