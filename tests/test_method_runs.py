@@ -123,3 +123,15 @@ def test_rows_must_leave_room_for_virtual_tokens(workspace):
     run(workspace, data=long)
     with pytest.raises(UserError, match="tokens, more than the 492"):
         run(workspace, data=long, method={"name": "prompt_tuning"}, output={"dir": "b"})
+
+
+def test_b_learns_at_its_own_rate(workspace):
+    """LoRA+: after one plain step from 0, B is as many times larger as its learning rate is."""
+    one = {"max_steps": 1, "batch_size": 24, "optimizer": "sgd", "max_grad_norm": 1e9}
+    moved = {}
+    for ratio in (1, 4):
+        method = {"name": "lora", "rank": 4, "dropout": 0.0, "learning_rate_ratio": ratio}
+        _, path = run(workspace, method=method, training=one, output={"dir": f"ratio-{ratio}"})
+        moved[ratio] = load_file(path / "adapter" / files.ADAPTER_WEIGHTS)
+    for name, after in moved[4].items():
+        torch.testing.assert_close(after, moved[1][name] * (4 if "lora_B" in name else 1))
