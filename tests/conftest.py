@@ -61,7 +61,7 @@ KINDS = ["llama", "llama tied", "qwen2", "qwen2 tied", "gpt2", "gpt2 untied"]
 
 
 def make_model(kind: str = "llama", seed: int = 0, scale: float = 1.0, **changes: Any) -> PreTrainedModel:
-    """A random model of an architecture, 2 layers of width 64; `scale` multiplies its matrices."""
+    """A random model of an architecture, 2 layers of width 64, with biases; `scale` multiplies its matrices."""
     torch.manual_seed(seed)
     kind, _, tie = kind.partition(" ")
     if tie:
@@ -80,11 +80,12 @@ def make_model(kind: str = "llama", seed: int = 0, scale: float = 1.0, **changes
     }
     config = AutoConfig.for_model(kind, **(shape | SHAPES.get(kind, {}) | changes))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if scale != 1.0:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.mul_(scale)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # transformers starts them at 0, where a forgotten one does not show
+                parameter.normal_(std=0.1)
+            elif parameter.ndim > 1 and scale != 1.0:
+                parameter.mul_(scale)
     return model.eval()
 
 

@@ -178,3 +178,10 @@ def test_merged_update_is_scale_times_b_times_a(rank, alpha, rank_stabilized, sc
     assert (tuple(layer.lora_A.weight.shape), tuple(layer.lora_B.weight.shape)) == ((rank, 64), (128, rank))
     METHODS["lora"].merge(model)
     torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight - before, expected, atol=1e-6, rtol=0)
+
+
+def test_deep_prompt_reaches_every_layer():
+    model = make_model()
+    METHODS["prompt_tuning"].attach(model, SETTINGS["prompt, deep"])
+    model(torch.tensor([ROWS[1]])).logits.square().mean().backward()
+    assert all(float(gradient.abs().sum()) > 0 for gradient in model.prompt_embeddings.grad)
