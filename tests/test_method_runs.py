@@ -3,12 +3,16 @@
 import pytest
 import torch
 from conftest import CHAT_ROWS, adapter_bytes, metrics, run, save_base, write_recipe, write_rows
+from method_kit import logits
 from safetensors.torch import load_file
 from test_run_resume import Killed, kill_after
+from transformers import AutoModelForCausalLM
 
-from ftune import folder, recipe
+from ftune import comparing, folder, recipe
+from ftune import model as models
 from ftune.artifacts import files
 from ftune.errors import UserError
+from ftune.recipe import ModelSection
 from ftune.run.inputs import check_abilities
 from ftune.settings import METHOD_NAMES
 
@@ -135,3 +139,15 @@ def test_b_learns_at_its_own_rate(workspace):
         moved[ratio] = load_file(path / "adapter" / files.ADAPTER_WEIGHTS)
     for name, after in moved[4].items():
         torch.testing.assert_close(after, moved[1][name] * (4 if "lora_B" in name else 1))
+
+
+def test_head_trained_beside_tied_embeddings_survives_the_merge(workspace):
+    """Case 60: the copy is no longer tied, and the written folder says so."""
+    save_base(workspace / "base", "llama tied")
+    _, path = run(workspace, method=METHODS["lora, head saved"], output={"dir": "run", "save": "both"})
+    merged = AutoModelForCausalLM.from_pretrained(path / "merged")
+    assert not merged.config.tie_word_embeddings
+    adapted = models.load_base(ModelSection(base=workspace / "base"), torch.float32, torch.device("cpu"))
+    files.load_adapter(adapted, path / "adapter")
+    assert comparing.max_difference(logits(merged), logits(adapted)) <= 1e-5
+    assert not torch.equal(merged.lm_head.weight, merged.model.embed_tokens.weight)

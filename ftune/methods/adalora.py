@@ -142,17 +142,6 @@ def allocate(layers: list[AdaloraLinear], budget: int) -> None:
         layer.keep(part)
 
 
-def set_strength(model: PreTrainedModel, strength: float) -> None:
-    for layer in layers_of(model):
-        layer.scale *= strength
-
-
-@torch.no_grad()
-def merge(model: PreTrainedModel) -> None:
-    for path, layer in base.modules_of(model, AdaloraLinear):
-        model.set_submodule(path, layer.merged())
-
-
 def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The triplets that are kept; which they were of all, the rank pattern tells."""
     found: dict[str, torch.Tensor] = {}
@@ -211,8 +200,8 @@ def settings_of(config: Mapping[str, Any]) -> AdaloraSettings:
 
 METHOD = base.Method(
     attach=attach,
-    set_strength=set_strength,
-    merge=merge,
+    set_strength=base.scaling(AdaloraLinear),
+    merge=base.folding(AdaloraLinear),
     peft_config=peft_config,
     is_meant_by=lambda config: config["peft_type"] == "ADALORA",
     settings_of=settings_of,

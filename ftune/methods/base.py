@@ -171,6 +171,29 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor) or isinstance(tensor.data, FakeTensor))
 
 
+def scaling(*kinds: type[nn.Module]) -> Callable[[PreTrainedModel, float], None]:
+    """A `set_strength` for layers whose `scale` multiplies what was trained."""
+
+    def set_strength(model: PreTrainedModel, strength: float) -> None:
+        for kind in kinds:
+            for _, layer in modules_of(model, kind):
+                layer.scale *= strength
+
+    return set_strength
+
+
+def folding(*kinds: type[nn.Module]) -> Callable[[PreTrainedModel], None]:
+    """A `merge` for layers that give their base layer back with the change in it (`merged`)."""
+
+    @torch.no_grad()
+    def merge(model: PreTrainedModel) -> None:
+        for kind in kinds:
+            for path, layer in modules_of(model, kind):
+                model.set_submodule(path, layer.merged())
+
+    return merge
+
+
 def refuse_strength(what: str) -> Callable[[PreTrainedModel, float], None]:
     """A `set_strength` for what has no scale."""
 

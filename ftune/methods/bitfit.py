@@ -62,15 +62,4 @@ def attach(model: PreTrainedModel, settings: BitfitSettings, seed: int = 0) -> N
         model.set_submodule(path, ShiftedBias(module))
 
 
-def set_strength(model: PreTrainedModel, strength: float) -> None:
-    for _, layer in base.modules_of(model, ShiftedBias):
-        layer.scale *= strength
-
-
-@torch.no_grad()
-def merge(model: PreTrainedModel) -> None:
-    for path, layer in base.modules_of(model, ShiftedBias):
-        model.set_submodule(path, layer.merged())
-
-
-METHOD = base.Method(attach=attach, set_strength=set_strength, merge=merge)
+METHOD = base.Method(attach=attach, set_strength=base.scaling(ShiftedBias), merge=base.folding(ShiftedBias))

@@ -94,13 +94,8 @@ def attach(model: PreTrainedModel, settings: BottleneckSettings, seed: int = 0) 
             model.set_submodule(f"{layers_path}.{index}.{name}", Bottleneck(block, width, settings, weight))
 
 
-def set_strength(model: PreTrainedModel, strength: float) -> None:
-    for _, block in base.modules_of(model, Bottleneck):
-        block.scale *= strength
-
-
 METHOD = base.Method(
     attach=attach,
-    set_strength=set_strength,
+    set_strength=base.scaling(Bottleneck),
     merge=base.refuse_merge("bottleneck"),
 )

@@ -29,14 +29,14 @@ class Ia3Linear(AdaptedLinear):
     def __init__(self, base_layer: Any, is_feedforward: bool) -> None:
         super().__init__(base_layer)
         self.is_feedforward = is_feedforward
-        self.strength = 1.0
+        self.scale = 1.0
         shape = (1, self.num_in) if is_feedforward else (self.num_out, 1)
         self.ia3_l = nn.Parameter(torch.ones(shape, **base.like(base_layer.weight)))
 
     def scales(self) -> torch.Tensor:
         """(in,) or (out,): 1 where nothing is changed."""
         scales = self.ia3_l.flatten()
-        return scales if self.strength == 1.0 else 1 + self.strength * (scales - 1)
+        return scales if self.scale == 1.0 else 1 + self.scale * (scales - 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.is_feedforward:
@@ -82,17 +82,6 @@ def automatic(model: PreTrainedModel, settings: Ia3Settings) -> tuple[dict[str, 
     return found, set(last.values())
 
 
-def set_strength(model: PreTrainedModel, strength: float) -> None:
-    for _, layer in base.modules_of(model, Ia3Linear):
-        layer.strength *= strength
-
-
-@torch.no_grad()
-def merge(model: PreTrainedModel) -> None:
-    for path, layer in base.modules_of(model, Ia3Linear):
-        model.set_submodule(path, layer.merged())
-
-
 def peft_config(model: PreTrainedModel, settings: Ia3Settings, base_name: str) -> dict[str, Any]:
     layers = dict(base.modules_of(model, Ia3Linear))
     names = targets.names_for_peft(model, set(layers))
@@ -120,8 +109,8 @@ def settings_of(config: Mapping[str, Any]) -> Ia3Settings:
 
 METHOD = base.Method(
     attach=attach,
-    set_strength=set_strength,
-    merge=merge,
+    set_strength=base.scaling(Ia3Linear),
+    merge=base.folding(Ia3Linear),
     peft_config=peft_config,
     is_meant_by=lambda config: config["peft_type"] == "IA3",
     settings_of=settings_of,

@@ -145,16 +145,12 @@ def start_at_part_of_base(layer: LoraLinear, init: str) -> None:
 
 def set_strength(model: PreTrainedModel, strength: float) -> None:
     saved.set_strength(model, strength)
-    for kind in (LoraLinear, LoraEmbedding):
-        for _, layer in base.modules_of(model, kind):
-            layer.scale *= strength
+    base.scaling(LoraLinear, LoraEmbedding)(model, strength)
 
 
-@torch.no_grad()
 def merge(model: PreTrainedModel) -> None:
-    for kind in (LoraLinear, LoraEmbedding):
-        for path, layer in base.modules_of(model, kind):
-            model.set_submodule(path, layer.merged())
+    base.folding(LoraLinear, LoraEmbedding)(model)
+    saved.merge(model)
 
 
 def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

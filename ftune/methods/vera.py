@@ -79,17 +79,6 @@ def refuse_embeddings(modules: Mapping[str, nn.Module]) -> None:
             raise UserError(f"{path} is no linear layer", "method.target_modules", "only lora adapts embeddings")
 
 
-def set_strength(model: PreTrainedModel, strength: float) -> None:
-    for _, layer in base.modules_of(model, VeraLinear):
-        layer.scale *= strength
-
-
-@torch.no_grad()
-def merge(model: PreTrainedModel) -> None:
-    for path, layer in base.modules_of(model, VeraLinear):
-        model.set_submodule(path, layer.merged())
-
-
 def shared(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     _, layer = next(base.modules_of(model, VeraLinear))
     return {f"base_model.{name}": getattr(layer, name) for name in SHARED}
@@ -137,8 +126,8 @@ def settings_of(config: Mapping[str, Any]) -> VeraSettings:
 
 METHOD = base.Method(
     attach=attach,
-    set_strength=set_strength,
-    merge=merge,
+    set_strength=base.scaling(VeraLinear),
+    merge=base.folding(VeraLinear),
     peft_config=peft_config,
     is_meant_by=lambda config: config["peft_type"] == "VERA",
     settings_of=settings_of,
