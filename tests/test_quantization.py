@@ -8,6 +8,7 @@ import pytest
 import torch
 from bitsandbytes.nn import modules as bitsandbytes_modules
 from conftest import REPOSITORY, SHAPES, make_model, make_tokenizer, save_base
+from method_kit import randomize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -68,14 +69,6 @@ def gradients(model):
     model.zero_grad()
     model(torch.tensor([ROWS[1]]), use_cache=False).logits.square().mean().backward()
     return {name: p.grad.clone() for name, p in trainable(model).items()}
-
-
-def randomize(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in trainable(model).values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def relative(ours, theirs):

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from ftune.methods import base, lora, targets
 from ftune.methods.adapted import AdaptedLinear
-from ftune.methods.vera import refuse_embeddings
 from ftune.settings import AdaloraSettings
 
 BETA = 0.85
@@ -85,7 +84,7 @@ def attach(model: PreTrainedModel, settings: AdaloraSettings, seed: int = 0) -> 
     base.freeze(model)
     torch.manual_seed(seed)
     modules = targets.find_targets(model, settings.target_modules, settings.layers)
-    refuse_embeddings(modules)
+    targets.refuse_embeddings(modules)
     for path, module in modules.items():
         model.set_submodule(path, AdaloraLinear(module, settings))
 

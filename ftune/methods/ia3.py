@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from ftune.errors import UserError
 from ftune.methods import base, targets
 from ftune.methods.adapted import AdaptedLinear
-from ftune.methods.vera import refuse_embeddings
 from ftune.settings import Ia3Settings
 
 KEY_OR_VALUE = re.compile(r"(k|v|key|value|kv)(_?proj|_lin|_b_proj)?")
@@ -59,7 +58,7 @@ def attach(model: PreTrainedModel, settings: Ia3Settings, seed: int = 0) -> None
     else:
         modules = targets.find_targets(model, settings.target_modules, settings.layers)
         feedforward = {path for path in modules if any(targets.matches(p, path) for p in settings.feedforward_modules)}
-    refuse_embeddings(modules)
+    targets.refuse_embeddings(modules)
     for path, module in modules.items():
         model.set_submodule(path, Ia3Linear(module, path in feedforward))
 

@@ -123,3 +123,10 @@ def refuse_keys(config: Mapping[str, Any], keys: Iterable[str]) -> None:
     if refused := [key for key in keys if config.get(key)]:
         what = f"this adapter uses {', '.join(refused)}, which this version cannot load"
         raise UserError(what, "adapter_config.json")
+
+
+def refuse_embeddings(modules: Mapping[str, nn.Module]) -> None:
+    """Only LoRA adapts embeddings."""
+    for path, module in modules.items():
+        if isinstance(module, nn.Embedding):
+            raise UserError(f"{path} is no linear layer", "method.target_modules", "only lora adapts embeddings")

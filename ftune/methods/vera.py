@@ -62,7 +62,7 @@ def random_matrix(rows: int, columns: int, generator: torch.Generator, weight: t
 def attach(model: PreTrainedModel, settings: VeraSettings, seed: int = 0) -> None:
     base.freeze(model)
     modules = targets.find_targets(model, settings.target_modules, settings.layers)
-    refuse_embeddings(modules)
+    targets.refuse_embeddings(modules)
     shapes = [(layer.num_in, layer.num_out) for layer in map(AdaptedLinear, modules.values())]
     generator = torch.Generator().manual_seed(seed)
     weight: torch.Tensor = next(iter(modules.values())).weight  # type: ignore[assignment]
@@ -70,13 +70,6 @@ def attach(model: PreTrainedModel, settings: VeraSettings, seed: int = 0) -> Non
     B = random_matrix(max(num_out for _, num_out in shapes), settings.rank, generator, weight)
     for path, module in modules.items():
         model.set_submodule(path, VeraLinear(module, A, B, settings.dropout))
-
-
-def refuse_embeddings(modules: Mapping[str, nn.Module]) -> None:
-    """Only LoRA adapts embeddings."""
-    for path, module in modules.items():
-        if isinstance(module, nn.Embedding):
-            raise UserError(f"{path} is no linear layer", "method.target_modules", "only lora adapts embeddings")
 
 
 def shared(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ftune.errors import UserError
 from ftune.methods import base
 
 Keywords = dict[str, Any]
@@ -34,7 +35,8 @@ def extend_mask(keywords: Keywords, count: int) -> None:
     mask = keywords.get("attention_mask")
     if mask is not None:
         if mask.ndim != 2:
-            raise NotImplementedError("virtual tokens need a two-dimensional attention mask")
+            what = "virtual tokens cannot be put in front of rows with an attention mask of their own making"
+            raise UserError(what, "method.name", "take a method that puts nothing in front of the text")
         keywords["attention_mask"] = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
 
 
