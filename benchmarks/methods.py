@@ -21,6 +21,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "methods.json"
+LAST_STEPS = 25
+"""Over how many of the last steps the training loss is averaged."""
 PAGE = REPOSITORY / "docs" / "methods.md"
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -68,10 +70,13 @@ def measure(variant: str, seed: int, multiple: float, options: argparse.Namespac
         saved = Path(folder, "run", "adapter" if Path(folder, "run", "adapter").is_dir() else "merged")
         weights = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
         suites = (report["forgetting"] or {"suites": []})["suites"]
+        steps = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        losses = [step["loss"] for step in steps if "loss" in step]
         return {
             **found,
             "score": report["task"]["tuned"],
             "zero_shot": report["task"]["zero_shot"],
+            "training_loss": mean(losses[-LAST_STEPS:]),
             "worst_drop": max((suite["drop"] for suite in suites), default=None),
             "mean_drop": mean(suite["drop"] for suite in suites) if suites else None,
             "trainable": report["cost"]["trainable_parameters"],
@@ -114,6 +119,7 @@ def options_of_command_line() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", default="1", help="multiples of each method's default rate")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results gather")
     parser.add_argument("--override", action="append", default=[], help="a recipe override, KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="write the page from the results, measure nothing")
     return parser.parse_args()
@@ -121,7 +127,7 @@ def options_of_command_line() -> argparse.Namespace:
 
 def main() -> None:
     options = options_of_command_line()
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    results = json.loads(options.results.read_text()) if options.results.is_file() else []
     if not options.write:
         names = options.methods.split(";") if options.methods else list(VARIANTS)
         todo = [
@@ -135,8 +141,8 @@ def main() -> None:
                 same = ("task", "variant", "seed", "multiple")
                 results = [r for r in results if any(r[key] != found[key] for key in same)] + [found]
                 print(json.dumps(found), flush=True)
-                RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                options.results.parent.mkdir(parents=True, exist_ok=True)
+                options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results, options.task))
     if options.write:
         page = PAGE.read_text(encoding="utf-8")

@@ -44,10 +44,10 @@ class LoraLinear(AdaptedLinear):
     def update(self, x: torch.Tensor) -> torch.Tensor:
         """s B A dropout(x): (..., in) -> (..., out) in the adapter's dtype."""
         x = self.dropout(x.to(self.lora_A.weight.dtype))
-        update: torch.Tensor = self.lora_B(self.lora_A(x))
+        update: torch.Tensor = self.lora_B(self.scale * self.lora_A(x))
         if self.start_A is not None:
-            update = update - functional.linear(functional.linear(x, self.start_A), self.start_B)
-        return self.scale * update
+            update = update - functional.linear(self.scale * functional.linear(x, self.start_A), self.start_B)
+        return update
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) -> (..., out), in the base's dtype."""
