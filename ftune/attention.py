@@ -74,7 +74,7 @@ def _segment_attention(
     outputs = []
     lengths = [end - start for start, end in pairwise(segment_bounds)]
     # Split, not sliced: the gradient of a slice is as long as the whole, which for many segments costs their square.
-    for q, k, v in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True):
         if prefix:
             k, v = (torch.cat([front, states], dim=2) for front, states in zip(prefix, (k, v), strict=True))
         window = sliding_window if sliding_window is not None and k.shape[2] > sliding_window else None

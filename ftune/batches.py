@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ftune import schedule
-from ftune.data import Example
+from ftune.data import Example, Mixture
+from ftune.data.mixture import order
 
 Places = NDArray[np.int64]
 
@@ -89,16 +90,11 @@ def collate(examples: Sequence[Example]) -> MicroBatch:
     )
 
 
-def order(num_examples: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch visits the examples."""
-    indices: list[int] = np.random.default_rng([seed, epoch]).permutation(num_examples).tolist()
-    return indices
-
-
-def step_indices(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:
+def step_indices(step: int, mixture: Mixture, batch_size: int, seed: int) -> list[int]:
     """Which examples optimizer step `step` (1-based) trains on: all a resumed run needs to go on exactly."""
-    epoch, position = divmod(step - 1, schedule.steps_per_epoch(num_examples, batch_size))
-    return order(num_examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    epoch, position = divmod(step - 1, schedule.steps_per_epoch(len(mixture), batch_size))
+    indices: list[int] = order(mixture, seed, epoch)[position * batch_size : (position + 1) * batch_size].tolist()
+    return indices
 
 
 def split(lengths: Sequence[int], max_tokens: int, packing: bool = True) -> list[list[int]]:

@@ -4,9 +4,6 @@ A folder of the cache is named by the hash of everything that shaped its content
 """
 
 import hashlib
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +20,7 @@ from ftune.batches import Features, MicroBatch, Places
 from ftune.console.progress import task_progress
 from ftune.console.streams import note, warn
 from ftune.data import Example
-from ftune.errors import RunError, UserError
+from ftune.errors import UserError
 from ftune.model import hidden_states, versions
 from ftune.objectives.base import Objective
 from ftune.quantities import format_count, format_duration
@@ -32,13 +29,6 @@ from ftune.train import TrainingPlan, attending
 VALUES = "values.bin"
 """The states, row after row, as the machine holds them."""
 FACTS = "facts.json"
-TEMPORARY = ".tmp-"
-"""Followed by the number of the process that writes there."""
-
-
-def cache_folder() -> Path:
-    """`$FTUNE_CACHE/features`, or ~/.cache/ftune/features."""
-    return Path(os.environ.get("FTUNE_CACHE") or Path.home() / ".cache" / "ftune") / "features"
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ def features_of(source: Source, examples: Sequence[Example]) -> Features:
     positions, targets = source.objective.places(whole)
     bounds = np.searchsorted(positions.numpy(), np.asarray(whole.bounds))
     facts = source.facts(_digest(whole, positions), len(positions))
-    path = cache_folder() / folder.sha256_json(facts)
+    path = folder.cache_folder("features") / folder.sha256_json(facts)
     if is_whole(path, facts):
         note(f"features of {format_count(len(examples))} rows found in {path}: the pass is skipped")
     else:
@@ -111,32 +101,9 @@ def _map(path: Path, facts: Mapping[str, Any], is_new: bool) -> torch.Tensor:
 
 
 def _write(path: Path, facts: Mapping[str, Any], fill: Callable[[torch.Tensor], None]) -> None:
-    """Fill a new folder under a name that says who writes it, then rename it; two runs may do so at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=path.parent))
-        try:
-            fill(_map(temporary / VALUES, facts, is_new=True))
-            with (temporary / VALUES).open("rb") as file:
-                os.fsync(file.fileno())
-            folder.write_json(temporary / FACTS, {**facts, "sha256": folder.sha256_file(temporary / VALUES)})
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(FileExistsError):
-                temporary.rename(path)
-            folder.sync_folder(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        hint = "free space there, or name another folder with FTUNE_CACHE"
-        raise RunError(f"could not write features: {error.strerror or error}", str(path.parent), hint) from error
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """What killed runs left; never what another run is writing."""
-    for leftover in parent.glob(f"{TEMPORARY}*"):
-        if not folder.is_alive(int(leftover.name.removeprefix(TEMPORARY).partition("-")[0])):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with folder.new_in_cache(path) as new:
+        fill(_map(new / VALUES, facts, is_new=True))
+        folder.write_json(new / FACTS, {**facts, "sha256": folder.sha256_file(new / VALUES)})
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ftune.errors import RunError, UserError
 
 FORMAT_VERSION = 1
 LOCK = "lock.json"
+IN_PROGRESS = ".tmp-"
+"""In the cache followed by the number of the process that writes there."""
 
 
 class RunFolder:
@@ -125,6 +127,36 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where results of one kind are kept for other runs: below $FTUNE_CACHE, else below ~/.cache/ftune."""
+    return Path(os.environ.get("FTUNE_CACHE") or Path.home() / ".cache" / "ftune") / kind
+
+
+@contextmanager
+def new_in_cache(path: Path) -> Iterator[Path]:
+    """A folder of the cache to be filled: it appears complete or not at all, and two runs may fill it at once."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{IN_PROGRESS}*"):  # of killed runs; never what another run is writing
+            if not is_alive(int(leftover.name.removeprefix(IN_PROGRESS).partition("-")[0])):
+                shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{IN_PROGRESS}{os.getpid()}-", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileExistsError):
+                temporary.rename(path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        hint = "free space there, or name another folder with FTUNE_CACHE"
+        raise RunError(f"could not write: {error.strerror or error}", str(path.parent), hint) from error
 
 
 def remove_leftovers(parent: Path) -> None:

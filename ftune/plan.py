@@ -146,11 +146,10 @@ def make_plan(
     recipe: Recipe,
     settings: Any,
     run: TrainingPlan,
-    supervised_tokens: int | None,
-    num_examples: int | None,
+    supervised_tokens: int | None = None,
     classes: Classes | None = None,
 ) -> Prediction:
-    """The plan of one method (`settings`) under a recipe; data figures are None when no data were read."""
+    """The plan of one method (`settings`) under a recipe; `supervised_tokens` is None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method = METHODS[settings.name]
     dtype = base_dtype(recipe.model, device, method.trains_base)
@@ -184,8 +183,8 @@ def make_plan(
     )
     total = sum(p.numel() for p in model.parameters())
     steps = None
-    if num_examples is not None and supervised_tokens is not None:
-        per_epoch = schedule.steps_per_epoch(num_examples, recipe.training.batch_size)
+    if supervised_tokens is not None and run.mixture is not None:
+        per_epoch = schedule.steps_per_epoch(len(run.mixture), recipe.training.batch_size)
         steps = {"per_epoch": per_epoch, "total": run.total_steps, "supervised_tokens": supervised_tokens}
     return Prediction(settings.name, total, sum(p.numel() for p in trained), memory, steps)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ftune import attention, batches, schedule
 from ftune.batches import Features, MicroBatch
-from ftune.data import Example
+from ftune.data import Example, Mixture
 from ftune.errors import RunError, UserError
 from ftune.methods.base import Method
 from ftune.objectives.base import Objective
@@ -61,6 +61,8 @@ class TrainingPlan:
     packing: bool
     attention: str
     seed: int
+    mixture: Mixture | None = None
+    """How often an epoch sees which examples; None: each once."""
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -191,7 +193,8 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Its state lies where it belongs already; accelerate would copy it, out of paged memory too.
     optimizer = job.accelerator.prepare(job.optimizer, device_placement=[False])
-    per_epoch = schedule.steps_per_epoch(len(examples), training.batch_size)
+    mixture = plan.mixture or Mixture.of([len(examples)], [1.0])
+    per_epoch = schedule.steps_per_epoch(len(mixture), training.batch_size)
     model.train()
     for step in range(start + 1, plan.total_steps + 1):
         began = time.perf_counter()
@@ -200,7 +203,7 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
         )
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        indices = batches.step_indices(step, len(examples), training.batch_size, plan.seed)
+        indices = batches.step_indices(step, mixture, training.batch_size, plan.seed)
         parts = _parts(job.features, examples, indices, plan)
         seed_step(plan.seed, step)
         optimizer.zero_grad(set_to_none=True)

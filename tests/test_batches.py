@@ -1,5 +1,6 @@
 """Packing keeps every token, isolates samples, and its order is a pure function. Numbers: trust cases."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftune import attention, batches, comparing, data, schedule
+from ftune.data import Mixture
 from ftune.errors import UserError
 from ftune.objectives import sft
 
@@ -14,7 +16,7 @@ from ftune.objectives import sft
 @pytest.fixture
 def examples(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
-    return data.load(make_tokenizer(), [path], data.Rules()).examples
+    return data.load(make_tokenizer(), [data.Source(path)], data.Rules()).examples
 
 
 ARCHITECTURES = {
@@ -98,7 +100,7 @@ def test_every_epoch_visits_every_example_once(count, batch_size, seed):
         [
             i
             for step in range(1, per_epoch + 1)
-            for i in batches.step_indices(e * per_epoch + step, count, batch_size, seed)
+            for i in batches.step_indices(e * per_epoch + step, Mixture((count,), (count,)), batch_size, seed)
         ]
         for e in range(2)
     ]
@@ -107,6 +109,23 @@ def test_every_epoch_visits_every_example_once(count, batch_size, seed):
 
 def test_order_depends_on_seed_and_epoch():
     """Case 51."""
-    orders = {tuple(batches.order(20, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    rows = Mixture((20,), (20,))
+    orders = {tuple(rows.order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4
-    assert batches.order(20, 0, 0) == batches.order(20, 0, 0)
+    assert rows.order(0, 0).tolist() == rows.order(0, 0).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.25, 0.5, 1, 2.5, 3])), min_size=1, max_size=3))
+def test_an_epoch_sees_each_source_as_often_as_its_weight_says(sources):
+    """Case 32; and no row is seen again before every other row of its source was."""
+    counts, weights = zip(*sources, strict=True)
+    rows = Mixture.of(counts, weights)
+    epochs = [rows.order(3, epoch) for epoch in range(4)]
+    assert all(len(epoch) == len(rows) for epoch in epochs)
+    start = 0
+    for count, wanted in zip(counts, rows.per_epoch, strict=True):
+        seen = np.array([np.bincount(epoch, minlength=sum(counts))[start : start + count] for epoch in epochs])
+        assert (seen.sum(axis=1) == wanted).all()
+        so_far = seen.cumsum(axis=0)
+        assert (so_far.max(axis=1) - so_far.min(axis=1) <= 1).all()
+        start += count

@@ -44,7 +44,7 @@ IN_PEFT = ["lora", "lora, patterns", "dora", "ia3", "adalora", "vera", "prefix",
 def read(tokenizer, tmp_path, rows=ROWS, **rules):
     classifier.choose_pad(tokenizer)
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    found = data.load(tokenizer, [path], Rules(format="labelled", **rules))
+    found = data.load(tokenizer, [data.Source(path)], Rules(format="labelled", **rules))
     return data.with_class_ids(found, data.sorted_labels(found.examples), "rows").examples
 
 
@@ -61,10 +61,9 @@ def packed_logits(model, examples):
 def test_labels_are_sorted_whatever_the_order_of_rows_and_the_hash_seed(hash_seed):
     """Case 33."""
     code = """
-from ftune.chat import Tokens
-from ftune.data import Example, sorted_labels
+from ftune.data.labels import in_order
 for labels in (["neg", "pos", "neu"], ["pos", "neu", "neg"], [10, 9, 1], [1, "b", "a"]):
-    print(",".join(sorted_labels([Example("", "", Tokens([], []), {"label": label}) for label in labels])))
+    print(",".join(in_order(labels)))
 """
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
@@ -80,7 +79,7 @@ def test_only_text_and_whole_numbers_are_labels(tmp_path, label):
 
 def test_label_that_training_lacks_is_told_with_its_row(tmp_path):
     tokenizer = make_tokenizer()
-    found = data.load(tokenizer, [write_rows(tmp_path / "test.jsonl", ROWS[:3])], Rules(format="labelled"))
+    found = data.load(tokenizer, [data.Source(write_rows(tmp_path / "test.jsonl", ROWS[:3]))], Rules(format="labelled"))
     with pytest.raises(UserError, match=r"data.test \(row test.jsonl:3\): label 'pos' is in no training row"):
         data.with_class_ids(found, ("neg", "neu"), "data.test")
     with pytest.raises(UserError, match="at least two labels"):

@@ -10,7 +10,7 @@ from ftune.errors import UserError
 
 
 def load(path, tokenizer=None, **rules):
-    return data.load(tokenizer or make_tokenizer(), [path], data.Rules(**rules), vocab_size=200)
+    return data.load(tokenizer or make_tokenizer(), [data.Source(path)], data.Rules(**rules), vocab_size=200)
 
 
 GOOD = [chat("a", "b"), chat("c", "d")]
@@ -129,7 +129,7 @@ def test_token_outside_the_embeddings_is_refused(tmp_path):
     """Case 59."""
     path = write_rows(tmp_path / "rows.jsonl", GOOD)
     with pytest.raises(UserError, match="outside the model's 50 embeddings"):
-        data.load(make_tokenizer(), [path], data.Rules(), vocab_size=50)
+        data.load(make_tokenizer(), [data.Source(path)], data.Rules(), vocab_size=50)
 
 
 def test_row_ids_are_unique_over_files_of_one_name(tmp_path):
@@ -137,5 +137,5 @@ def test_row_ids_are_unique_over_files_of_one_name(tmp_path):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "rows.jsonl", GOOD)
     paths = [tmp_path / name / "rows.jsonl" for name in ("a", "b")]
-    examples = data.load(make_tokenizer(), paths, data.Rules()).examples
+    examples = data.load(make_tokenizer(), [data.Source(path) for path in paths], data.Rules()).examples
     assert [e.row_id for e in examples] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:1#2", "rows.jsonl:2#2"]

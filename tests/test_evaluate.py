@@ -14,7 +14,7 @@ from ftune.predict import confusion, macro_f1, measure
 @pytest.fixture
 def examples(tmp_path):
     rows = [chat("x" * length, "ab") for length in (3, 9, 20, 5)]
-    return data.load(make_tokenizer(), [write_rows(tmp_path / "rows.jsonl", rows)], data.Rules()).examples
+    return data.load(make_tokenizer(), [data.Source(write_rows(tmp_path / "rows.jsonl", rows))], data.Rules()).examples
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -40,12 +40,12 @@ def attached(kind="llama", **changes):
 
 
 def chat_examples(tmp_path):
-    return data.load(make_tokenizer(), [write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)], Rules()).examples
+    return data.load(make_tokenizer(), [data.Source(write_rows(tmp_path / "rows.jsonl", CHAT_ROWS))], Rules()).examples
 
 
 def labelled_examples(tmp_path, rows=LABELLED):
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    found = data.load(make_tokenizer(), [path], Rules(format="labelled"))
+    found = data.load(make_tokenizer(), [data.Source(path)], Rules(format="labelled"))
     return data.with_class_ids(found, data.sorted_labels(found.examples), "rows").examples
 
 
@@ -220,7 +220,7 @@ def test_interrupted_pass_leaves_nothing_that_looks_complete(tmp_path, cache, pa
     with pytest.raises(KeyboardInterrupt):
         features.features_of(replace(source(probed), after_batch=stop), examples)
     assert list(cache.iterdir()) == []
-    killed, running = cache / f"{features.TEMPORARY}999999999-x", cache / f"{features.TEMPORARY}1-x"
+    killed, running = cache / f"{folder.IN_PROGRESS}999999999-x", cache / f"{folder.IN_PROGRESS}1-x"
     killed.mkdir()
     running.mkdir()
     features.features_of(source(probed), examples)

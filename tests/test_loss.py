@@ -80,7 +80,7 @@ def test_logits_are_never_held_whole():
 @pytest.fixture
 def rows(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
-    return data.load(make_tokenizer(), [path], data.Rules()).examples[:8]
+    return data.load(make_tokenizer(), [data.Source(path)], data.Rules()).examples[:8]
 
 
 def one_step(examples, tokens, packing=True, **training):

@@ -23,7 +23,7 @@ def test_a_method_a_model_and_data_are_a_whole_recipe(write: Any, tmp_path: Path
     recipe = load(write(MINIMAL, "first.yaml"))
     assert (recipe.method.name, recipe.objective.name, recipe.name) == ("lora", "sft", "first")
     assert recipe.model.base == tmp_path / "base"
-    assert recipe.data.train_paths == (tmp_path / "train.jsonl",)
+    assert recipe.data.files == (tmp_path / "train.jsonl",)
     assert recipe.output.dir == tmp_path / "runs" / "first"
     assert (recipe.training.epochs, recipe.training.max_steps) == (3.0, None)
     assert (recipe.method.rank, recipe.method.alpha, recipe.method.dropout) == (16, 32.0, 0.05)  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ def test_off_is_a_word(write: Any) -> None:
 def test_training_files_come_one_or_many(write: Any, tmp_path: Path) -> None:
     train = "[a.jsonl, {path: sub/b.jsonl}, {path: c.jsonl, weight: 1}]"
     recipe = load(write(MINIMAL), [f"data.train={train}"])
-    assert recipe.data.train_paths == (tmp_path / "a.jsonl", tmp_path / "sub/b.jsonl", tmp_path / "c.jsonl")
+    assert recipe.data.files == (tmp_path / "a.jsonl", tmp_path / "sub/b.jsonl", tmp_path / "c.jsonl")
 
 
 def test_paths_are_relative_to_the_recipe_wherever_it_is_called_from(
@@ -108,7 +108,7 @@ def test_a_path_is_written_out_without_detours(write: Any, tmp_path: Path, writt
 def test_a_link_keeps_its_own_name(write: Any, tmp_path: Path) -> None:
     (tmp_path / "blob").touch()
     (tmp_path / "train.jsonl").symlink_to(tmp_path / "blob")
-    assert load(write(MINIMAL)).data.train_paths == (tmp_path / "train.jsonl",)
+    assert load(write(MINIMAL)).data.files == (tmp_path / "train.jsonl",)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
         "model: ./base\n"
         "method: {name: lora, rank: 0}\n"
         "objective: dpo\n"
-        "data:\n  validation: 0.1\n  packing: 3\n  packing: true\n"
+        "data:\n  validation: 1.5\n  packing: 3\n  packing: true\n"
         "training:\n  seed: !x 1\n  learning_rte: 1\n  parallel: ddp\n"
     )
     problems = problems_of(write(text), ["gates.min_score=high", "foo"])
@@ -147,8 +147,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 
 
 NOT_YET = """
-model.attention=flash_attention_2 | data.train={hub: owner/name, split: train} | data.train={hub: 3}
-data.validation=0.1 | data.format=sharegpt | data.deduplicate=exact | data.decontaminate=true
+model.attention=flash_attention_2
 training.parallel=ddp | training.select=best
 evaluation.metric=rouge_l | evaluation.metric=score.py:f1 | evaluation.review=50
 evaluation.probe=general | evaluation.probe={harness: [arc_easy]} | output.trackers=[wandb]
@@ -166,11 +165,6 @@ def test_what_is_not_there_yet_is_refused_by_name(write: Any, override: str) -> 
 def test_the_table_above_names_everything_that_is_for_later() -> None:
     named = {override.partition("=")[0] for override in one_a_line(NOT_YET)}
     assert named == {key for key in AVAILABLE if "*" not in key}
-
-
-def test_weights_of_files_are_refused_by_name(write: Any) -> None:
-    problem = the_problem(write(MINIMAL), ["data.train=[{path: a.jsonl, weight: 2}]"])
-    assert problem.what == "`data.train[0].weight: 2` is not available in this version of ftune"
 
 
 @pytest.mark.parametrize(("section", "table"), [("method", METHOD_NAMES), ("objective", OBJECTIVE_NAMES)])

@@ -2,15 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from ftune import chat
-from ftune.data.rows import Row, SourceRow, read_rows
-from ftune.errors import Problem, UserError
+from ftune.data.rows import Row, SourceRow
+from ftune.data.store import Example
+from ftune.errors import UserError
 
 MAX_SHOWN = 20
 """How many bad rows are told one by one before the rest is only counted."""
@@ -33,17 +33,6 @@ class BadRow(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True)
-class Example:
-    """A row as the model sees it. `prompt` and `expected` are set where an answer can be generated and scored."""
-
-    row_id: str
-    text: str
-    tokens: chat.Tokens
-    fields: Row
-    tokens_truncated: int = 0
-
-
 @dataclass
 class Account:
     """What became of the rows; the `data` part of report.json."""
@@ -53,6 +42,23 @@ class Account:
     dropped: Counter[str] = field(default_factory=Counter)
     tokens_truncated: int = 0
     supervised_tokens: int = 0
+
+    def count(self, example: Example) -> None:
+        self.rows_used += 1
+        self.tokens_truncated += example.tokens_truncated
+        self.supervised_tokens += example.tokens.num_supervised
+
+    def add(self, other: "Account") -> None:
+        self.rows_in += other.rows_in
+        self.rows_used += other.rows_used
+        self.dropped += other.dropped
+        self.tokens_truncated += other.tokens_truncated
+        self.supervised_tokens += other.supervised_tokens
+
+    @classmethod
+    def from_dict(cls, known: Mapping[str, Any]) -> "Account":
+        names = ("rows_in", "rows_used", "tokens_truncated", "supervised_tokens")
+        return cls(**{name: known[name] for name in names}, dropped=Counter(known["dropped"]))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -67,17 +73,6 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Examples in file order, with the account of where the other rows went."""
-
-    examples: tuple[Example, ...]
-    account: Account
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-
-@dataclass(frozen=True)
 class Rules:
     """How rows become examples: the part of the recipe's `data` that shapes tokens."""
 
@@ -86,6 +81,20 @@ class Rules:
     max_length: int = 1024
     too_long: str = "error"
     on_bad_row: str = "error"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "columns": dict(self.columns)}
+
+    def may_drop(self, error: BadRow) -> bool:
+        """Whether the recipe allows this row to be dropped (and counted) rather than stopping everything.
+
+        A row left without labels by a truncation that was asked for is dropped; otherwise `on_bad_row` decides.
+        """
+        if isinstance(error, TooLong):
+            return self.too_long == "drop"
+        if isinstance(error, NoLabels) and self.too_long == "truncate":
+            return True
+        return self.on_bad_row == "skip"
 
 
 def detect_format(fields: Row, requested: str, place: str) -> str:
@@ -111,7 +120,7 @@ def _nearest_column(fields: Row) -> str:
     return ""
 
 
-def _rename(fields: Row, columns: Mapping[str, str]) -> Row:
+def renamed(fields: Row, columns: Mapping[str, str]) -> Row:
     renamed = dict(fields)
     for ours, theirs in columns.items():
         if theirs not in fields:
@@ -201,9 +210,9 @@ def _labelled(tokenizer: Any, tokens: chat.Tokens) -> chat.Tokens:
     return chat.LabelledTokens(ids, [False] * (len(ids) - 1) + [True])
 
 
-def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules) -> Example:
+def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab_size: int | None = None) -> Example:
     """One checked example; raises BadRow, with the reason it is dropped for in its text."""
-    fields = _rename(row.fields, rules.columns)
+    fields = renamed(row.fields, rules.columns)
     rendered = render(tokenizer, fields, shape)
     tokens = chat.tokenize(tokenizer, rendered)
     truncated = max(0, len(tokens) - rules.max_length)
@@ -216,6 +225,7 @@ def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules) -> Ex
     if tokens.num_supervised == 0:
         cut = f" within the first {rules.max_length} tokens" if truncated else ""
         raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")
+    _check_vocabulary(tokens, vocab_size)
     return Example(row.row_id, rendered.text, tokens, fields, truncated)
 
 
@@ -233,80 +243,14 @@ class NoLabels(BadRow):
     """A row that would give no loss."""
 
 
-def _reason(error: BadRow) -> str:
+def reason(error: BadRow) -> str:
+    """What a dropped row is counted under."""
     return {TooLong: "too_long", NoLabels: "no_labels"}.get(type(error), "bad_row")
 
 
-def _may_drop(error: BadRow, rules: Rules) -> bool:
-    """Whether the recipe allows this row to be dropped (and counted) rather than stopping everything.
-
-    A row left without labels by a truncation that was asked for is dropped; otherwise `data.on_bad_row` decides.
-    """
-    if isinstance(error, TooLong):
-        return rules.too_long == "drop"
-    if isinstance(error, NoLabels) and rules.too_long == "truncate":
-        return True
-    return rules.on_bad_row == "skip"
-
-
-def load(tokenizer: Any, paths: Sequence[Path], rules: Rules, vocab_size: int | None = None) -> Dataset:
-    """All examples of some files. Raises UserError with every problem found, and when nothing usable is left."""
-    account, examples, problems = Account(), [], []
-    for path in paths:
-        shape = None
-        for row in read_rows(path):
-            account.rows_in += 1
-            if isinstance(row, Problem):
-                account.dropped["unreadable"] += 1
-                if rules.on_bad_row == "error":
-                    problems.append(row)
-                continue
-            try:
-                shape = shape or detect_format(_rename(row.fields, rules.columns), rules.format, row.place)
-                example = make_example(tokenizer, row, shape, rules)
-                _check_vocabulary(example, vocab_size)
-            except BadRow as error:
-                account.dropped[_reason(error)] += 1
-                if not _may_drop(error, rules):
-                    problems.append(Problem(f"{error}", f"{row.place} (row {row.row_id})", error.hint))
-                continue
-            examples.append(example)
-            account.tokens_truncated += example.tokens_truncated
-            account.supervised_tokens += example.tokens.num_supervised
-    account.rows_used = len(examples)
-    if not examples:
-        problems.append(_nothing_usable(paths, account))
-    if problems:
-        raise UserError.collect(_shorten(problems))
-    return Dataset(tuple(_unique_ids(examples)), account)
-
-
-def _check_vocabulary(example: Example, vocab_size: int | None) -> None:
-    if vocab_size is not None and max(example.tokens.input_ids) >= vocab_size:
+def _check_vocabulary(tokens: chat.Tokens, vocab_size: int | None) -> None:
+    if vocab_size is not None and max(tokens.input_ids) >= vocab_size:
         raise BadRow(
-            f"token id {max(example.tokens.input_ids)} is outside the model's {vocab_size} embeddings",
+            f"token id {max(tokens.input_ids)} is outside the model's {vocab_size} embeddings",
             "the tokenizer does not belong to this model",
         )
-
-
-def _unique_ids(examples: Sequence[Example]) -> Iterator[Example]:
-    """Row ids, made unique where two files share a name."""
-    seen: Counter[str] = Counter()
-    for example in examples:
-        seen[example.row_id] += 1
-        count = seen[example.row_id]
-        yield example if count == 1 else replace(example, row_id=f"{example.row_id}#{count}")
-
-
-def _nothing_usable(paths: Sequence[Path], account: Account) -> Problem:
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in account.dropped.items())
-    told = f" ({account.rows_in} rows in; dropped {reasons})" if reasons else f" ({account.rows_in} rows in)"
-    return Problem("0 usable examples" + told, ", ".join(map(str, paths)), "see the rows named above, if any")
-
-
-def _shorten(problems: list[Problem]) -> list[Problem]:
-    if len(problems) <= MAX_SHOWN:
-        return problems
-    hint = "data.on_bad_row: skip drops and counts bad rows"
-    rest = Problem(f"and {len(problems) - MAX_SHOWN + 1} more problems", "", hint)
-    return [*problems[: MAX_SHOWN - 1], rest]

@@ -1,11 +1,14 @@
 """Labelled rows: which labels there are, their class ids, and where the id stands among a row's tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ftune.chat import LabelledTokens
-from ftune.data.examples import MAX_SHOWN, Dataset, Example
+import numpy as np
+
+from ftune.data.examples import MAX_SHOWN
+from ftune.data.loading import Dataset
+from ftune.data.store import Example, Examples
 from ftune.errors import Problem, UserError
 
 
@@ -13,31 +16,33 @@ def label_of(example: Example) -> str:
     return str(example.fields["label"])
 
 
-def sorted_labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Every label once, by class id: whole numbers by value, else as text; never by the order of rows."""
-    found: set[Any] = {example.fields["label"] for example in examples}
+def sorted_labels(examples: Examples) -> tuple[str, ...]:
+    """Every label of these rows once, by class id."""
+    return in_order(fields["label"] for fields in examples.fields())
+
+
+def in_order(labels: Iterable[Any]) -> tuple[str, ...]:
+    """Every label once: whole numbers by value, else as text; never by the order of rows."""
+    found = set(labels)
     are_numbers = all(isinstance(label, int) for label in found)
-    labels = sorted(found) if are_numbers else sorted(set(map(str, found)))
-    if len(labels) < 2:
-        only = f"only {labels[0]!r}" if labels else "none"
+    known = sorted(found) if are_numbers else sorted(set(map(str, found)))
+    if len(known) < 2:
+        only = f"only {known[0]!r}" if known else "none"
         raise UserError(f"a classifier needs at least two labels, the training rows have {only}", "data.train")
-    return tuple(map(str, labels))
+    return tuple(map(str, known))
 
 
 def with_class_ids(dataset: Dataset, labels: Sequence[str], where: str) -> Dataset:
-    """The dataset with the class id of each row in its tokens; UserError names rows whose label training lacks."""
+    """The dataset with the class id of each row; UserError names rows whose label training lacks."""
     ids = {label: i for i, label in enumerate(labels)}
-    unknown = [example for example in dataset.examples if label_of(example) not in ids]
+    found = [str(fields["label"]) for fields in dataset.examples.fields()]
+    unknown = [i for i, label in enumerate(found) if label not in ids]
     problems = [
-        Problem(f"label {label_of(e)!r} is in no training row", f"{where} (row {e.row_id})", "add or rename it")
-        for e in unknown[:MAX_SHOWN]
+        Problem(f"label {found[i]!r} is in no training row", f"{where} (row {dataset.examples[i].row_id})", "rename it")
+        for i in unknown[:MAX_SHOWN]
     ]
     if len(unknown) > MAX_SHOWN:
         problems.append(Problem(f"and {len(unknown) - MAX_SHOWN} more rows with unknown labels", where))
     if problems:
         raise UserError.collect(problems)
-    numbered = [
-        replace(e, tokens=LabelledTokens(e.tokens.input_ids, e.tokens.supervised, ids[label_of(e)]))
-        for e in dataset.examples
-    ]
-    return replace(dataset, examples=tuple(numbered))
+    return replace(dataset, examples=dataset.examples.with_class_ids(np.array([ids[label] for label in found])))

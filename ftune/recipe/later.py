@@ -28,10 +28,6 @@ class No:
         return not self.is_form(value)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -39,13 +35,6 @@ def is_mapping(value: Any) -> bool:
 # `*` stands for every entry of a list.
 AVAILABLE: Mapping[str, Only | No] = {
     "model.attention": Only("auto", "eager", "sdpa"),
-    "data.train": No("{hub, split}", is_mapping),
-    "data.train.*.weight": Only(1),
-    "data.train.*.hub": No("{hub, split}", lambda value: True),
-    "data.validation": No("a fraction split off without leaks", is_number),
-    "data.format": Only("auto", "messages", "prompt_completion", "text", "labelled"),
-    "data.deduplicate": Only("off"),
-    "data.decontaminate": Only(False),
     "training.parallel": Only("auto"),
     "training.select": Only("last"),
     "evaluation.metric": Only("exact_match", "contains", "json_match", "accuracy", "f1", "loss"),

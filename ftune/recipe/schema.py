@@ -27,6 +27,7 @@ from ftune.settings import (
     Settings,
     SftSettings,
     absolute,
+    number_from_text,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,16 +39,16 @@ def _folder_or_hub_id(value: object, info: ValidationInfo) -> object:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value or "\0" in value:
-        raise PydanticCustomError("path_type", "a model folder or a hub id")
+        raise PydanticCustomError("path_type", "a folder or a hub id")
     path = absolute(value, info)
     return path if path.is_dir() or not HUB_ID.fullmatch(value) else value
 
 
-ModelName = Annotated[Path | str, BeforeValidator(_folder_or_hub_id)]
+HubName = Annotated[Path | str, BeforeValidator(_folder_or_hub_id)]
 
 
 class ModelSection(Settings):
-    base: ModelName = Field(description="model folder or hub id")
+    base: HubName = Field(description="model folder or hub id")
     revision: str | None = Field(None, description="hub revision; its commit hash is recorded")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="how the base is held in memory"
@@ -63,24 +64,34 @@ class ModelSection(Settings):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
+Weight = Annotated[
+    Positive, Field(description="how often an epoch sees each of its rows: 2 is twice, 0.5 is every other row")
+]
+
+
 class DataFile(Settings):
     path: FilePath = Field(description="a file of rows")
-    weight: Positive = Field(1.0, description="how often its rows are seen, relative to the other files")
+    weight: Weight = 1.0
 
 
 class HubDataset(Settings):
-    hub: str = Field(min_length=1, description="hub id of a dataset")
+    hub: HubName = Field(description="hub id of a dataset, or a folder that holds one")
     split: str = Field("train", min_length=1, description="its split")
+    revision: str | None = Field(None, description="hub revision")
+    weight: Weight = 1.0
 
 
-TrainingFiles = Annotated[tuple[FilePath | DataFile, ...], Field(strict=False, min_length=1)]
+Rows = FilePath | DataFile | HubDataset
+Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(number_from_text)]
 
 
 class DataSection(Settings):
-    train: FilePath | TrainingFiles | HubDataset = Field(
-        description="file, list of files or {path, weight}, or {hub, split}"
+    train: Rows | Annotated[tuple[Rows, ...], Field(strict=False, min_length=1)] = Field(
+        description="file, {hub, split}, or a list of these and {path, weight}"
     )
-    validation: FilePath | None = Field(None, description="file whose loss is measured during training")
+    validation: Fraction | FilePath | None = Field(
+        None, description="file whose loss is measured during training, or the share of the rows to keep back for it"
+    )
     test: FilePath | None = Field(None, description="held-out file that the task metric is measured on")
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "labelled", "preference"] = (
         Field("auto", description="the shape of a row; auto goes by the columns")
@@ -89,17 +100,25 @@ class DataSection(Settings):
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="tokens per example")
     too_long: Literal["error", "drop", "truncate"] = Field("error", description="what happens to longer examples")
     packing: bool = Field(True, description="several examples in one sequence, isolated from each other")
-    deduplicate: Literal["off", "exact", "near"] = Field("off", description="remove repeated training rows")
-    decontaminate: bool = Field(False, description="remove training rows that are in validation, test or probe")
+    deduplicate: Literal["off", "exact", "near"] = Field(
+        "exact", description="remove training rows that repeat an earlier one, or nearly do"
+    )
+    decontaminate: bool | Literal["report", "remove", "error"] = Field(
+        True, description="training rows that validation, test or probe ask for: true removes them, false does not look"
+    )
     on_bad_row: Literal["error", "skip"] = Field("error", description="stop at unusable rows, or skip and count them")
 
     @property
-    def train_paths(self) -> tuple[Path, ...]:
-        """The training files, in the recipe's order."""
-        if isinstance(self.train, HubDataset):
-            return ()
-        files = (self.train,) if isinstance(self.train, Path) else self.train
-        return tuple(file if isinstance(file, Path) else file.path for file in files)
+    def train_rows(self) -> tuple[DataFile | HubDataset, ...]:
+        """Where the training rows come from, in the recipe's order."""
+        entries = self.train if isinstance(self.train, tuple) else (self.train,)
+        return tuple(DataFile(path=entry) if isinstance(entry, Path) else entry for entry in entries)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of rows that the section names."""
+        named = [entry.path for entry in self.train_rows if isinstance(entry, DataFile)]
+        return (*named, *(path for path in (self.validation, self.test) if isinstance(path, Path)))
 
 
 class TrainingSection(Settings):

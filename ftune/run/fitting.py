@@ -60,7 +60,7 @@ def fit(
     optimizer = train.make_optimizer(model, training)
     state = training_state(model)
     start = resume_from(run, state, optimizer, made_from)
-    per_epoch = schedule.steps_per_epoch(len(inputs.train), training.batch_size)
+    per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
     job = train.Job(model, method, objective, optimizer, accelerator)
     validation_features = None

@@ -1,8 +1,6 @@
 """Everything a recipe names, read and checked before anything is loaded or written; every problem at once."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +8,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, comparing, data, folder, model, plan, probe, quantized, schedule
+from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
-from ftune.data import Dataset
+from ftune.data import Dataset, Mixture
 from ftune.errors import Problem, UserError
-from ftune.evaluate import has_answer
 from ftune.methods import METHODS
 from ftune.methods.head import method_of
 from ftune.plan import Prediction
 from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
+from ftune.run.datasets import Collector, is_classification, read_sets
 from ftune.settings import METHOD_NAMES, MethodSettings, learning_rate_for
 from ftune.train import TrainingPlan, resolve_optimizer
 
@@ -57,33 +55,6 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
-class Collector:
-    """Runs stages that raise UserError, and keeps the problems of all of them."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-
-    @contextmanager
-    def stage(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.problems += [problem for problem in error.problems if problem not in self.problems]
-
-
-def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
-    """The recipe's rules for rows; no row, with virtual tokens in front, may be longer than the model's context."""
-    section = recipe.data
-    in_front = getattr(recipe.method, "virtual_tokens", 0)
-    limit = min(section.max_length, (max_positions or section.max_length + in_front) - in_front)
-    shape = data.LABELLED if is_classification(recipe) else section.format
-    return data.Rules(shape, section.columns, limit, section.too_long, section.on_bad_row)
-
-
-def is_classification(recipe: Recipe) -> bool:
-    return recipe.objective.name == "classification"
-
-
 def check_objective(recipe: Recipe) -> None:
     """Keys of other sections that an objective cannot follow."""
     problems = []
@@ -110,16 +81,18 @@ def check_objective(recipe: Recipe) -> None:
         raise UserError.collect(problems)
 
 
-def training_plan(recipe: Recipe, num_examples: int | None) -> TrainingPlan:
+def training_plan(recipe: Recipe, mixture: Mixture | None) -> TrainingPlan:
+    """The plan of a run over these rows; of one step an epoch where there are none to count."""
     training = recipe.training
-    count = training.batch_size if num_examples is None else num_examples
-    total = schedule.total_steps(count, training.batch_size, training.epochs, training.max_steps)
-    return TrainingPlan(training, total, recipe.data.packing, recipe.model.attention, training.seed)
+    total = schedule.total_steps(
+        len(mixture) if mixture else 1, training.batch_size, training.epochs, training.max_steps
+    )
+    return TrainingPlan(training, total, recipe.data.packing, recipe.model.attention, training.seed, mixture)
 
 
 def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     """All inputs of a recipe, or None when the collector found problems."""
-    tokenizer = facts = train = prediction = classes = None
+    tokenizer = facts = prediction = None
     check_possible(recipe, collector)
     with collector.stage():
         check_objective(recipe)
@@ -129,50 +102,14 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
         tokenizer = model.load_tokenizer(recipe.model)
     if tokenizer is None or facts is None:
         return None
-    if is_classification(recipe):
-        with collector.stage():
-            classifier.choose_pad(tokenizer)
-    rules = rules_of(recipe, facts.max_positions)
-
-    def read_set(paths: Sequence[Path]) -> Dataset | None:
-        with collector.stage():
-            return data.load(tokenizer, paths, rules, facts.vocab_size)
+    sets = read_sets(recipe, tokenizer, facts, collector)
+    run_plan = training_plan(recipe, sets.train.mixture if sets.train else None)
+    with collector.stage():
+        supervised = sets.train.account.supervised_tokens if sets.train else None
+        prediction = plan.make_plan(recipe, recipe.method, run_plan, supervised, sets.classes)
+    if collector.problems or sets.train is None or prediction is None:
         return None
-
-    train = read_set(recipe.data.train_paths)
-    validation = read_set([recipe.data.validation]) if recipe.data.validation else None
-    test = read_set([recipe.data.test]) if recipe.data.test else None
-    if is_classification(recipe) and train is not None:
-        with collector.stage():
-            classes = Classes(data.sorted_labels(train.examples), tokenizer.pad_token_id)
-        if classes is not None:
-            train, validation, test = number(collector, classes, train, validation, test)
-    items = None
-    with collector.stage():
-        if not is_classification(recipe) and isinstance(recipe.evaluation.probe, Path):
-            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
-    with collector.stage():
-        if not is_classification(recipe) or test is None:
-            check_scorable(recipe, test)
-        check_overlap(items, train)
-    run_plan = training_plan(recipe, len(train) if train else None)
-    with collector.stage():
-        supervised = train.account.supervised_tokens if train else None
-        counts = (supervised, len(train) if train else None)
-        prediction = plan.make_plan(recipe, recipe.method, run_plan, *counts, classes)
-    if collector.problems or train is None or prediction is None:
-        return None
-    return Inputs(tokenizer, train, validation, test, items, run_plan, prediction, classes)
-
-
-def number(collector: Collector, classes: Classes, *sets: Dataset | None) -> list[Dataset | None]:
-    """The training, validation and test rows with the class ids of their labels."""
-    numbered: list[Dataset | None] = []
-    for dataset, where in zip(sets, ("data.train", "data.validation", "data.test"), strict=True):
-        with collector.stage():
-            dataset = None if dataset is None else data.with_class_ids(dataset, classes.labels, where)
-        numbered.append(dataset)
-    return numbered
+    return Inputs(tokenizer, sets.train, sets.validation, sets.test, sets.probe, run_plan, prediction, sets.classes)
 
 
 def check_possible(recipe: Recipe, collector: Collector) -> None:
@@ -215,33 +152,9 @@ def check_abilities(recipe: Recipe) -> None:
         raise UserError.collect(problems)
 
 
-def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
-    """A gate needs what it measures, and a metric of answers needs rows that have them."""
-    if test is None:
-        if wanted := [name for name in ("min_score", "min_gain") if getattr(recipe.gates, name) is not None]:
-            raise UserError("there is no test set to measure it on", f"gates.{wanted[0]}", "name one with data.test")
-    elif recipe.evaluation.metric != "loss" and not all(map(has_answer, test.examples)):
-        raise UserError("test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss")
-    if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
-        raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")
-
-
-def check_overlap(items: Probe | None, train: Dataset | None) -> None:
-    """What is trained on cannot tell what was forgotten."""
-    if items is None or train is None:
-        return
-    if pairs := probe.overlap(items, train.examples):
-        asked, trained = pairs[0]
-        raise UserError(
-            f"probe_overlap: {len(pairs)}; probe row {asked} asks what training row {trained} teaches",
-            "evaluation.probe",
-            "take these rows out of the training data or the probe",
-        )
-
-
 def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """sha256 of all that shapes a run besides its recipe: a resumed run must find the same."""
-    paths = [*recipe.data.train_paths, recipe.data.validation, recipe.data.test, recipe.evaluation.probe]
+    paths = [*recipe.data.files, recipe.evaluation.probe]
     template = tokenizer.chat_template
     return {
         "base": model.fingerprint(recipe.model),

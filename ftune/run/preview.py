@@ -4,13 +4,11 @@ from typing import Any
 
 from ftune import plan
 from ftune.batches import MicroBatch, collate
-from ftune.classifier import choose_pad
-from ftune.data import load as load_data
-from ftune.data import sorted_labels, with_class_ids
 from ftune.errors import UserError
 from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
-from ftune.run.inputs import Collector, is_classification, read, rules_of, training_plan
+from ftune.run.datasets import Collector, read_sets
+from ftune.run.inputs import read, training_plan
 from ftune.settings import METHOD_NAMES, available
 from ftune.train import TrainingPlan
 
@@ -28,17 +26,14 @@ def check(recipe: Recipe) -> dict[str, Any]:
 
 def inspect(recipe: Recipe, num_rows: int | None) -> dict[str, Any]:
     """The exact tokens, labels and segments that training will see, row by row, out of the training collator."""
-    tokenizer, model_facts = load_tokenizer(recipe.model), facts(recipe.model)
-    rules = rules_of(recipe, model_facts.max_positions)
-    if is_classification(recipe):
-        choose_pad(tokenizer)
-    dataset = load_data(tokenizer, recipe.data.train_paths, rules, model_facts.vocab_size)
-    if is_classification(recipe):
-        dataset = with_class_ids(dataset, sorted_labels(dataset.examples), "data.train")
-    shown = dataset.examples[:num_rows]
+    tokenizer, collector = load_tokenizer(recipe.model), Collector()
+    sets = read_sets(recipe, tokenizer, facts(recipe.model), collector)
+    if sets.train is None or collector.problems:
+        raise UserError.collect(collector.problems)
+    shown = sets.train.examples[:num_rows]
     batch = collate(shown)
     rows = [_row(batch, k, example.text, tokenizer) for k, example in enumerate(shown)]
-    return {"rows": rows, "data": dataset.account.as_dict()}
+    return {"rows": rows, "data": sets.train.account.as_dict()}
 
 
 def _row(batch: MicroBatch, k: int, text: str, tokenizer: Any) -> dict[str, Any]:
@@ -70,13 +65,13 @@ def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
             for name in names
         ]
     if methods != "all":
-        return [plan.make_plan(recipe, settings, run_plan, None, None).as_dict() for settings in chosen]
+        return [plan.make_plan(recipe, settings, run_plan).as_dict() for settings in chosen]
     return [_plan_or_reason(recipe, settings, run_plan) for settings in chosen]
 
 
 def _plan_or_reason(recipe: Recipe, settings: Any, run_plan: TrainingPlan) -> dict[str, Any]:
     """A method's plan, or why this model cannot have it (BitFit needs biases)."""
     try:
-        return plan.make_plan(recipe, settings, run_plan, None, None).as_dict()
+        return plan.make_plan(recipe, settings, run_plan).as_dict()
     except UserError as error:
         return {"method": settings.name, "problem": error.problems[0].what}

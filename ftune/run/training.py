@@ -203,7 +203,7 @@ def finish(
     device: torch.device,
 ) -> None:
     """Write samples, plan, report and, last, the manifest: a folder without one is not finished."""
-    per_epoch = schedule.steps_per_epoch(len(inputs.train), settings.training.batch_size)
+    per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), settings.training.batch_size)
     steps = {
         "per_epoch": per_epoch,
         "total": inputs.plan.total_steps,

@@ -1,6 +1,6 @@
 """Settings: plain data that the recipe validates and the rest of ftune reads. Imports no torch."""
 
-from ftune.settings.fields import NUMBER, FilePath, Number, Positive, Settings, absolute
+from ftune.settings.fields import NUMBER, FilePath, Number, Positive, Settings, absolute, number_from_text
 from ftune.settings.methods import (
     AdaloraSettings,
     BitfitSettings,
@@ -67,4 +67,5 @@ __all__ = [
     "absolute",
     "available",
     "learning_rate_for",
+    "number_from_text",
 ]

@@ -16,7 +16,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _number_from_text(value: object) -> object:
+def number_from_text(value: object) -> object:
     """A quoted "1e-4" means what it says; any other text is left for the type check to refuse."""
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
@@ -50,13 +50,13 @@ def _compilable(value: str) -> str:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number_from_text)]
+Number = Annotated[float, BeforeValidator(number_from_text)]
 FilePath = Annotated[Path, BeforeValidator(_file_path)]
 Expression = Annotated[str, AfterValidator(_compilable)]
 Rank = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number_from_text)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(number_from_text)]
 LayerIndices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number_from_text)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number_from_text)]
 Dropout = Share
 DROPOUT = "share of the adapter's inputs dropped in training"
 ModuleNames = Annotated[tuple[Expression, ...], Field(strict=False, min_length=1)]

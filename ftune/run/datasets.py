@@ -1,0 +1,128 @@
+"""The rows that a recipe names: read, checked, cleaned and told apart, before anything is loaded or written."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ftune import classifier, data, probe
+from ftune.classifier import Classes
+from ftune.data import Dataset, Source
+from ftune.errors import Problem, UserError
+from ftune.evaluate import has_answer
+from ftune.model import ModelFacts
+from ftune.probe import Probe
+from ftune.recipe import DataFile, HubDataset, Recipe
+
+
+class Collector:
+    """Runs stages that raise UserError, and keeps the problems of all of them."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.problems += [problem for problem in error.problems if problem not in self.problems]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What was read; None where the recipe names nothing, or where it could not be read."""
+
+    train: Dataset | None
+    validation: Dataset | None
+    test: Dataset | None
+    probe: Probe | None
+    classes: Classes | None
+    """What a classifier is to tell apart; None where a language model is trained."""
+
+
+def is_classification(recipe: Recipe) -> bool:
+    return recipe.objective.name == "classification"
+
+
+def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
+    """The recipe's rules for rows; no row, with virtual tokens in front, may be longer than the model's context."""
+    section = recipe.data
+    in_front = getattr(recipe.method, "virtual_tokens", 0)
+    limit = min(section.max_length, (max_positions or section.max_length + in_front) - in_front)
+    shape = data.LABELLED if is_classification(recipe) else section.format
+    return data.Rules(shape, section.columns, limit, section.too_long, section.on_bad_row)
+
+
+def source_of(entry: DataFile | HubDataset) -> Source:
+    assert isinstance(entry, DataFile)
+    return Source(entry.path, entry.weight)
+
+
+def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts, collector: Collector) -> Sets:
+    """All rows of a recipe; what is wrong with them is the collector's."""
+    section, is_labelled = recipe.data, is_classification(recipe)
+    if is_labelled:
+        with collector.stage():
+            classifier.choose_pad(tokenizer)
+    rules = rules_of(recipe, facts.max_positions)
+
+    def load(sources: Sequence[Source]) -> Dataset | None:
+        with collector.stage():
+            return data.load(tokenizer, sources, rules, facts.vocab_size)
+        return None
+
+    train = load([source_of(entry) for entry in section.train_rows])
+    validation = load([Source(section.validation)]) if isinstance(section.validation, Path) else None
+    test = load([Source(section.test)]) if section.test else None
+    classes = None
+    if is_labelled and train is not None:
+        with collector.stage():
+            classes = Classes(data.sorted_labels(train.examples), tokenizer.pad_token_id)
+        if classes is not None:
+            train, validation, test = number(collector, classes, train, validation, test)
+    items = None
+    with collector.stage():
+        if not is_labelled and isinstance(recipe.evaluation.probe, Path):
+            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
+    with collector.stage():
+        if not is_labelled or test is None:
+            check_scorable(recipe, test)
+        check_overlap(items, train)
+    return Sets(train, validation, test, items, classes)
+
+
+def number(collector: Collector, classes: Classes, *sets: Dataset | None) -> list[Dataset | None]:
+    """The training, validation and test rows with the class ids of their labels."""
+    numbered: list[Dataset | None] = []
+    for dataset, where in zip(sets, ("data.train", "data.validation", "data.test"), strict=True):
+        with collector.stage():
+            dataset = None if dataset is None else data.with_class_ids(dataset, classes.labels, where)
+        numbered.append(dataset)
+    return numbered
+
+
+def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
+    """A gate needs what it measures, and a metric of answers needs rows that have them."""
+    if test is None:
+        if wanted := [name for name in ("min_score", "min_gain") if getattr(recipe.gates, name) is not None]:
+            raise UserError("there is no test set to measure it on", f"gates.{wanted[0]}", "name one with data.test")
+    elif recipe.evaluation.metric != "loss" and not all(map(has_answer, test.examples)):
+        raise UserError("test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss")
+    if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
+        raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")
+
+
+def check_overlap(items: Probe | None, train: Dataset | None) -> None:
+    """What is trained on cannot tell what was forgotten."""
+    if items is None or train is None:
+        return
+    if pairs := probe.overlap(items, train.examples):
+        asked, trained = pairs[0]
+        raise UserError(
+            f"probe_overlap: {len(pairs)}; probe row {asked} asks what training row {trained} teaches",
+            "evaluation.probe",
+            "take these rows out of the training data or the probe",
+        )
