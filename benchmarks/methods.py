@@ -1,8 +1,9 @@
 """Every method on the same task: score, forgetting, parameters, time and size, over several seeds.
 
-    python benchmarks/methods.py --seeds 3                     measures, one `ftune train` a method and seed
+    python benchmarks/methods.py --seeds 0,1,2                 measures, one `ftune train` a method and seed
+    python benchmarks/methods.py --task banking77              the same on another task, see tasks.py
     python benchmarks/methods.py --rates 0.3,1,3 --methods ia3 looks for a method's learning rate
-    python benchmarks/methods.py --write                       writes docs/methods.md's table from the results
+    python benchmarks/methods.py --write                       writes docs/methods.md's tables from the results
 
 Results gather in benchmarks/results/methods.json. A rate is given as a multiple of the method's default. Runs are
 processes of one thread; --jobs says how many at once.
@@ -19,8 +20,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from tasks import TASKS
+
 REPOSITORY = Path(__file__).parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "methods.json"
+RESULTS = REPOSITORY / "benchmarks" / "results"
 LAST_STEPS = 25
 """Over how many of the last steps the training loss is averaged."""
 PAGE = REPOSITORY / "docs" / "methods.md"
@@ -45,45 +48,52 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def default_rate(settings: dict[str, Any], width: int) -> float:
-    from ftune.settings import METHOD_NAMES, available, learning_rate_for
-
-    return learning_rate_for(available(METHOD_NAMES)[settings["name"]].model_validate(settings), width)
-
-
 def measure(variant: str, seed: int, multiple: float, options: argparse.Namespace) -> dict[str, Any]:
     """One run of a variant; a failure is a result, too."""
-    settings = VARIANTS[variant]
-    width = json.loads((options.recipe.parent / options.base / "config.json").read_text())["hidden_size"]
-    rate = default_rate(settings, width) * multiple
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ftune", "train", str(options.recipe), "--json"]
-        command += [f"method={json.dumps(settings)}", f"training.learning_rate={rate}", f"training.seed={seed}"]
-        command += [f"output.dir={folder}/run", "gates.min_score=null", "evaluation.few_shot=0", *options.override]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found: dict[str, Any] = {"task": options.task, "variant": variant, "seed": seed, "multiple": multiple}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = TASKS[options.task](folder)
+        command = [sys.executable, "-m", "ftune", "train", str(recipe), "--json"]
+        command += [f"method={json.dumps(VARIANTS[variant])}", f"training.seed={seed}", f"output.dir={folder}/run"]
+        command += ["gates.min_score=null", "evaluation.few_shot=0", *options.override]
+        if multiple != 1:
+            command.append(f"training.learning_rate={default_rate(recipe, command[5:]) * multiple}")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FTUNE_CACHE": f"{folder}/cache"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        found: dict[str, Any] = {"variant": variant, "seed": seed, "multiple": multiple, "rate": rate}
-        found |= {"task": options.task}
         if done.returncode not in (0, 1):
             return {**found, "error": done.stderr.strip().splitlines()[-3:]}
-        report = json.loads(done.stdout)
-        saved = Path(folder, "run", "adapter" if Path(folder, "run", "adapter").is_dir() else "merged")
-        weights = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
-        suites = (report["forgetting"] or {"suites": []})["suites"]
-        steps = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-        losses = [step["loss"] for step in steps if "loss" in step]
-        return {
-            **found,
-            "score": report["task"]["tuned"],
-            "zero_shot": report["task"]["zero_shot"],
-            "training_loss": mean(losses[-LAST_STEPS:]),
-            "worst_drop": max((suite["drop"] for suite in suites), default=None),
-            "mean_drop": mean(suite["drop"] for suite in suites) if suites else None,
-            "trainable": report["cost"]["trainable_parameters"],
-            "seconds": report["cost"]["training_seconds"],
-            "bytes": weights,
-            "live": report["artefact"]["adapter_live"],
-        }
+        return found | figures(json.loads(done.stdout), folder / "run")
+
+
+def default_rate(recipe: Path, overrides: list[str]) -> float:
+    from ftune import recipe as recipes
+    from ftune.run.inputs import resolve
+
+    rate = resolve(recipes.load(recipe, overrides)).training.learning_rate
+    assert rate is not None
+    return rate
+
+
+def figures(report: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What is kept of a run."""
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in steps if "loss" in step]
+    saved = run / "adapter" if (run / "adapter").is_dir() else run / "merged"
+    drops = [suite["drop"] for suite in (report["forgetting"] or {}).get("suites") or []]
+    return {
+        "rate": max(step["learning_rate"] for step in steps if "loss" in step),
+        "metric": report["task"]["metric"],
+        "score": report["task"]["tuned"],
+        "zero_shot": report["task"]["zero_shot"],
+        "training_loss": mean(losses[-LAST_STEPS:]),
+        "worst_drop": max(drops, default=None),
+        "mean_drop": mean(drops) if drops else None,
+        "trainable": report["cost"]["trainable_parameters"],
+        "seconds": report["cost"]["training_seconds"],
+        "bytes": sum(file.stat().st_size for file in saved.glob("*.safetensors")),
+        "live": report["artefact"]["adapter_live"],
+    }
 
 
 def table(results: list[dict[str, Any]], task: str) -> str:
@@ -112,14 +122,12 @@ DROPS = ("worst_drop", "mean_drop")
 
 def options_of_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="quickstart", help="a name for the results")
-    parser.add_argument("--recipe", type=Path, default=REPOSITORY / "recipes" / "quickstart.yaml")
-    parser.add_argument("--base", default="quickstart/base", help="the recipe's base folder")
+    parser.add_argument("--task", default="quickstart", choices=TASKS)
     parser.add_argument("--methods", help="names with semicolons between; default: all")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0", help="numbers with commas between")
     parser.add_argument("--rates", default="1", help="multiples of each method's default rate")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results gather")
+    parser.add_argument("--results", type=Path, help="where results gather; default: results/methods-TASK.json")
     parser.add_argument("--override", action="append", default=[], help="a recipe override, KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="write the page from the results, measure nothing")
     return parser.parse_args()
@@ -127,12 +135,13 @@ def options_of_command_line() -> argparse.Namespace:
 
 def main() -> None:
     options = options_of_command_line()
+    options.results = options.results or RESULTS / f"methods-{options.task}.json"
     results = json.loads(options.results.read_text()) if options.results.is_file() else []
     if not options.write:
         names = options.methods.split(";") if options.methods else list(VARIANTS)
         todo = [
             (name, seed, float(multiple))
-            for seed in range(options.seeds)
+            for seed in map(int, options.seeds.split(","))
             for multiple in options.rates.split(",")
             for name in names
         ]
@@ -145,10 +154,19 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results, options.task))
     if options.write:
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
-        parts = [f"\n### {task}\n\n{table(results, task)}\n" for task in dict.fromkeys(r["task"] for r in results)]
-        PAGE.write_text(page[:start] + "\n" + "".join(parts) + "\n" + page[end:], encoding="utf-8")
+        write_page()
+
+
+def write_page() -> None:
+    """The tables of all results, between the page's marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    start, end = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
+    parts = []
+    for task in TASKS:
+        file = RESULTS / f"methods-{task}.json"
+        if file.is_file():
+            parts.append(f"\n### {task}\n\n{table(json.loads(file.read_text()), task)}\n")
+    PAGE.write_text(page[:start] + "\n" + "".join(parts) + "\n" + page[end:], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from conftest import MINIMAL, problems_of, save_base, the_problem
 
 from ftune.recipe import dump, load
 from ftune.run.inputs import resolve
-from ftune.settings import METHOD_NAMES, available, learning_rate_for
+from ftune.settings import METHOD_NAMES, available
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +40,8 @@ def test_the_learning_rate_suits_method_and_width_unless_it_is_given(write: Any,
     path = write(MINIMAL)
     recipe = load(path, [f"method={method}"])
     assert recipe.training.learning_rate is None
-    rate = learning_rate_for(recipe.method, 64)
-    assert rate == float(f"{available(METHOD_NAMES)[method].learning_rate_at_2000 * (2000 / 64) ** 0.78:.1e}")
+    rule = recipe.method.rate
+    rate = float(f"{rule.at_2000 * (2000 / 64) ** rule.exponent:.1e}")
     assert resolve(recipe).training.learning_rate == rate
     given = load(path, [f"method={method}", "training.learning_rate=0.5"])
     assert resolve(given).training.learning_rate == given.training.learning_rate == 0.5

@@ -20,7 +20,7 @@ from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.datasets import Collector, is_classification, read_sets
-from ftune.settings import METHOD_NAMES, MethodSettings, learning_rate_for
+from ftune.settings import METHOD_NAMES, MethodSettings
 from ftune.train import TrainingPlan, resolve_optimizer
 
 
@@ -48,7 +48,7 @@ def resolve(recipe: Recipe) -> Recipe:
     if recipe.training.learning_rate is not None:
         return recipe
     try:
-        rate = learning_rate_for(recipe.method, model.facts(recipe.model).width)
+        rate = recipe.method.rate(model.facts(recipe.model).width)
     except UserError:
         return recipe
     training = recipe.training.model_copy(update={"learning_rate": rate})

@@ -15,10 +15,10 @@ from ftune.settings.methods import (
     PrefixTuningSettings,
     PromptTuningSettings,
     QloraSettings,
+    Rate,
     TargetedSettings,
     VeraSettings,
     VirtualTokenSettings,
-    learning_rate_for,
 )
 from ftune.settings.objectives import ClassificationSettings, ObjectiveSettings, SftSettings
 from ftune.settings.table import (
@@ -59,6 +59,7 @@ __all__ = [
     "PrefixTuningSettings",
     "PromptTuningSettings",
     "QloraSettings",
+    "Rate",
     "Settings",
     "SftSettings",
     "TargetedSettings",
@@ -66,6 +67,5 @@ __all__ = [
     "VirtualTokenSettings",
     "absolute",
     "available",
-    "learning_rate_for",
     "number_from_text",
 ]

@@ -1,6 +1,7 @@
 """One settings class per method: plain data that the recipe validates and the method reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -21,13 +22,26 @@ from ftune.settings.fields import (
 )
 
 
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate for a model of width N: at_2000 * (2000 / N) ** exponent, to two digits.
+
+    The exponent is the one that Schulman et al. (2025, "LoRA Without Regret") fitted for LoRA on Llama.
+    """
+
+    at_2000: float
+    exponent: float = 0.78
+
+    def __call__(self, width: int) -> float:
+        return float(f"{self.at_2000 * (2000 / width) ** self.exponent:.1e}")
+
+
 class MethodSettings(Settings):
     """What every method has."""
 
     recipe_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults of other sections that hold with this method, by section and key."""
-    learning_rate_at_2000: ClassVar[float]
-    """The learning rate when the recipe gives none, for a model of that width; see `learning_rate_for`."""
+    default_rate: ClassVar[Rate]
 
     name: str
     layers: Literal["all", "last-half"] | LayerIndices = Field(
@@ -35,16 +49,22 @@ class MethodSettings(Settings):
     )
     start_from: FilePath | None = Field(None, description="an adapter folder to continue from")
 
+    @property
+    def rate(self) -> Rate:
+        """The learning rate when the recipe gives none; docs/methods.md has the measurements."""
+        return self.default_rate
+
 
 class FullSettings(MethodSettings):
-    learning_rate_at_2000 = 5e-5
+    # Small models want much more than large ones: measured at width 160, published at 2000 and above.
+    default_rate = Rate(5e-5, exponent=1.5)
 
     name: Literal["full"] = Field("full", description="every weight is trained")
     start_from: None = Field(None, description="nothing: a fully tuned model is a base like any other")
 
 
 class LinearProbeSettings(MethodSettings):
-    learning_rate_at_2000 = 1e-3
+    default_rate = Rate(1e-3)
 
     name: Literal["linear_probe"] = Field("linear_probe", description="a new head on frozen features")
     layers: Literal["all"] = Field("all", description="the head stands above all of them")
@@ -76,7 +96,7 @@ class LowRankSettings(TargetedSettings):
 
 
 class LoraSettings(LowRankSettings):
-    learning_rate_at_2000 = 5e-4
+    default_rate = Rate(5e-4)
 
     name: Literal["lora"] = Field("lora", description="low-rank matrices beside the frozen linear layers")
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
@@ -96,13 +116,13 @@ class QloraSettings(LoraSettings):
 
 
 class DoraSettings(LowRankSettings):
-    learning_rate_at_2000 = 5e-4
+    default_rate = Rate(5e-4)
 
     name: Literal["dora"] = Field("dora", description="lora for the direction of each weight, plus its magnitude")
 
 
 class AdaloraSettings(TargetedSettings):
-    learning_rate_at_2000 = 1e-3
+    default_rate = Rate(2e-3)
 
     name: Literal["adalora"] = Field("adalora", description="low-rank matrices whose ranks shrink to where they matter")
     initial_rank: Rank = Field(24, description="every layer's rank at the start")
@@ -129,7 +149,7 @@ class AdaloraSettings(TargetedSettings):
 
 
 class VeraSettings(TargetedSettings):
-    learning_rate_at_2000 = 5e-3
+    default_rate = Rate(1.5e-2)
 
     name: Literal["vera"] = Field("vera", description="two vectors a layer over random matrices that all layers share")
     rank: Rank = Field(256, description="the inner size of the random matrices")
@@ -137,7 +157,7 @@ class VeraSettings(TargetedSettings):
 
 
 class Ia3Settings(MethodSettings):
-    learning_rate_at_2000 = 5e-3
+    default_rate = Rate(1.5e-2)
 
     name: Literal["ia3"] = Field("ia3", description="scales of keys, values and MLP activations")
     target_modules: Literal["auto"] | ModuleNames = Field(
@@ -149,13 +169,14 @@ class Ia3Settings(MethodSettings):
 
 
 class BitfitSettings(MethodSettings):
-    learning_rate_at_2000 = 1e-3
+    default_rate = Rate(1e-3)
 
     name: Literal["bitfit"] = Field("bitfit", description="the biases alone are trained")
 
 
 class BottleneckSettings(MethodSettings):
-    learning_rate_at_2000 = 5e-4
+    default_rate = Rate(1e-3)
+    parallel_rate: ClassVar = Rate(5e-3)
 
     name: Literal["bottleneck"] = Field("bottleneck", description="small layers after or beside each block")
     size: Rank = Field(64, description="the inner size")
@@ -163,6 +184,10 @@ class BottleneckSettings(MethodSettings):
         "serial", description="after attention and MLP, or beside the MLP alone"
     )
     activation: Literal["relu", "gelu", "silu"] = Field("relu", description="the nonlinearity between the two layers")
+
+    @property
+    def rate(self) -> Rate:
+        return self.parallel_rate if self.placement == "parallel" else self.default_rate
 
 
 class VirtualTokenSettings(MethodSettings):
@@ -173,24 +198,15 @@ class VirtualTokenSettings(MethodSettings):
 
 
 class PrefixTuningSettings(VirtualTokenSettings):
-    learning_rate_at_2000 = 5e-3
+    default_rate = Rate(2e-2)
 
     name: Literal["prefix_tuning"] = Field("prefix_tuning", description="keys and values in front of every layer")
     projection: bool = Field(False, description="make them by an MLP while training")
 
 
 class PromptTuningSettings(VirtualTokenSettings):
-    learning_rate_at_2000 = 1e-2
+    default_rate = Rate(1e-2)
 
     name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
     depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
     init_text: str | None = Field(None, min_length=1, description="the text they start as; null = random tokens")
-
-
-WIDTH_EXPONENT = 0.78
-"""The best rate falls with the model's width to this power (Schulman et al. 2025, "LoRA Without Regret", for Llama)."""
-
-
-def learning_rate_for(settings: MethodSettings, width: int) -> float:
-    """What suits a method and a model of this width, to two digits."""
-    return float(f"{settings.learning_rate_at_2000 * (2000 / width) ** WIDTH_EXPONENT:.1e}")
