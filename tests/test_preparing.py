@@ -50,7 +50,6 @@ def test_the_second_time_nothing_is_prepared(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     first = load(path)
     monkeypatch.setattr(preparing, "prepare_chunk", None)
-    monkeypatch.setattr(preparing, "outcomes", None)
     second = load(path)
     assert everything(first) == everything(second)
     assert first.account == second.account

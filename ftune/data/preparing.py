@@ -3,16 +3,11 @@
 Many are kept in a cache whose folders are named by the hash of everything that shaped them.
 """
 
-import multiprocessing
-import os
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,8 @@ from ftune.data.examples import MAX_SHOWN, Account, BadRow, Rules, detect_format
 from ftune.data.rows import SourceRow
 from ftune.data.sources import Source, suffixes
 from ftune.data.store import SCHEMA, open_file, to_batch
-from ftune.errors import Problem, RunError, UserError
+from ftune.data.workers import num_workers, ordered
+from ftune.errors import Problem, UserError
 from ftune.quantities import format_count
 
 CHUNK_ROWS = 500
@@ -99,8 +95,8 @@ class Task:
     """What makes the row ids unique where an earlier source has the same name."""
 
 
-def prepare_chunk(preparation: Preparation, task: Task) -> Outcome:
-    """The examples of a chunk; every row of it is in the account."""
+def prepare_chunk(preparation: Preparation, task: Task) -> tuple[int, Outcome]:
+    """The source of a chunk and what became of its rows; every one is in the account."""
     outcome, examples, rules = Outcome(), [], preparation.rules
     for row in task.rows:
         outcome.account.rows_in += 1
@@ -124,7 +120,7 @@ def prepare_chunk(preparation: Preparation, task: Task) -> Outcome:
         outcome.account.count(example)
     if examples:
         outcome.batches.append(to_batch(examples))
-    return outcome
+    return task.source, outcome
 
 
 def tasks_of(sources: Sequence[Source], rules: Rules) -> Iterator[Task]:
@@ -137,51 +133,6 @@ def tasks_of(sources: Sequence[Source], rules: Rules) -> Iterator[Task]:
                     with suppress(BadRow):  # of a column that is not there, told with its row
                         shape = detect_format(renamed(row.fields, rules.columns), rules.format, row.place)
             yield Task(number, chunk, shape or rules.format, suffix)
-
-
-_preparation: Preparation
-"""In a worker process: what it prepares rows with."""
-
-
-def _start_worker(preparation: Preparation) -> None:
-    global _preparation
-    _preparation = preparation
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _prepare_there(task: Task) -> Outcome:
-    return prepare_chunk(_preparation, task)
-
-
-def num_workers() -> int:
-    """As many as cores this process may use; one where processes cannot share what they were forked with."""
-    return len(os.sched_getaffinity(0)) if "fork" in multiprocessing.get_all_start_methods() else 1
-
-
-def outcomes(preparation: Preparation, tasks: Iterator[Task], workers: int) -> Iterator[tuple[int, Outcome]]:
-    """The source and the outcome of every chunk, in order. Few chunks wait at a time, however many there are."""
-    if workers == 1:
-        yield from ((task.source, prepare_chunk(preparation, task)) for task in tasks)
-        return
-    waiting: deque[tuple[int, Future[Outcome]]] = deque()
-    with warnings.catch_warnings():
-        # Python warns of forking beside other threads; these workers touch nothing that one of those may hold.
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        fork = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, fork, _start_worker, (preparation,)) as pool:
-            try:
-                for task in tasks:
-                    waiting.append((task.source, pool.submit(_prepare_there, task)))
-                    if len(waiting) > 2 * workers:
-                        source, future = waiting.popleft()
-                        yield source, future.result()
-                for source, future in waiting:
-                    yield source, future.result()
-            except BrokenProcessPool as error:
-                what = "a process that prepared rows was killed, for want of memory perhaps"
-                raise RunError(what, "data", "free memory, or give fewer rows") from error
-            finally:
-                pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -200,7 +151,7 @@ def prepare(preparation: Preparation, sources: Sequence[Source]) -> Prepared:
     first = list(islice(tasks, FEW_CHUNKS + 1))
     if len(first) <= FEW_CHUNKS:
         batches: list[pa.RecordBatch] = []
-        counts, whole = _collect(outcomes(preparation, iter(first), 1), sources, batches.append)
+        counts, whole = _collect(ordered(partial(prepare_chunk, preparation), first, 1), sources, batches.append)
         return Prepared(pa.Table.from_batches(batches, SCHEMA), whole.account, counts)
     facts = preparation.facts() | {"sources": [[source.name, source.digest()] for source in sources]}
     path = folder.cache_folder("data") / folder.sha256_json(facts)
@@ -251,7 +202,8 @@ def _write(
                 writer.write_batch(batch)
                 progress.advance(len(batch))
 
-            counts, whole = _collect(outcomes(preparation, tasks, num_workers()), sources, keep)
+            outcomes = ordered(partial(prepare_chunk, preparation), tasks, num_workers())
+            counts, whole = _collect(outcomes, sources, keep)
         document = {"account": whole.account.as_dict(), "counts": counts}
         folder.write_json(new / FACTS, {**facts, **document, "sha256": folder.sha256_file(new / ROWS)})
 
