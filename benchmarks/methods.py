@@ -58,7 +58,7 @@ def measure(variant: str, seed: int, multiple: float, options: argparse.Namespac
         command += [f"method={json.dumps(VARIANTS[variant])}", f"training.seed={seed}", f"output.dir={folder}/run"]
         command += ["gates.min_score=null", "evaluation.few_shot=0", *options.override]
         if multiple != 1:
-            command.append(f"training.learning_rate={default_rate(recipe, command[5:]) * multiple}")
+            command.append(f"training.learning_rate={default_rate(recipe, command[6:]) * multiple}")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "FTUNE_CACHE": f"{folder}/cache"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode not in (0, 1):
