@@ -91,7 +91,8 @@ class Contamination:
                 hits[row] = Hit(row, self._items[item].id, "equal", 1.0)
         for row, subject in self._held(pairs):
             if row not in hits or hits[row].share < 1:
-                found = find(self._subjects[subject], spelled(f"{questions[row]}\n{answers[row]}"))
+                text, num_asked = spelled(f"{questions[row]}\n{answers[row]}"), int(pairs.question_sizes[row])
+                found = find(self._subjects[subject], text, num_asked)
                 if found and (row not in hits or hits[row].share < found[1]):
                     hits[row] = Hit(row, self._subjects[subject].item_id, *found)
         return [hits[row] for row in sorted(hits)]
@@ -147,6 +148,8 @@ def _subjects(items: Sequence[Item], pairs: _Pairs, is_generic: Flags) -> tuple[
 def _is_equal(item: Item, question: str, answer: str) -> bool:
     row = [spelled(f"{question}\n{answer}"), *([spelled(question)] if question else [])]
     whole, asked = spelled(item.text), spelled(item.question)
+    if not asked.letters and spelled(question).letters == "" and asked.marks != spelled(question).marks:
+        return False
     if any(same_text(whole, text) for text in row):
         return True
     return len(asked.letters) > SHORT and any(same_text(asked, text) for text in row)

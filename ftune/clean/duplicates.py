@@ -83,7 +83,7 @@ class Sketches:
 
 def sketches(texts: Sequence[str]) -> Sketches:
     """Signatures of the sets of shingles: WINDOW letters from the beginning of each word (of each character, where a
-    script has no spaces). A shorter text is a single shingle with its numbers and signs, so it is near its copies alone.
+    script has no spaces). A shorter text is one shingle with its numbers and signs, so it is near its copies alone.
     """
     letters = Letters.of(texts)
     sums = letters.sums()
@@ -92,7 +92,7 @@ def sketches(texts: Sequence[str]) -> Sketches:
     is_shingle = letters.starts[: len(windows)] & (np.arange(len(windows)) + WINDOW < letters.bounds[owners + 1])
     counts = np.bincount(owners[is_shingle], minlength=len(letters))
     whole = np.flatnonzero(counts == 0)
-    whole_hashes = digests([short_form(texts[i]) for i in whole])[:, 0]
+    whole_hashes = digests([short_form(texts[i]) for i in whole.tolist()])[:, 0]
     shingles = np.insert(windows[is_shingle], (np.cumsum(counts) - counts)[whole], whole_hashes)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))]).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, NUM_SLOTS, SEED)
@@ -113,8 +113,8 @@ def near_pairs(signatures: Sketches, threshold: float = THRESHOLD) -> tuple[Posi
     """Pairs of near duplicates as earlier rows, later rows and estimated similarities, each pair once, sorted.
 
     Every candidate of the bands is checked by the whole signature. Of rows with equal signatures only the first is
-    compared with others; `clusters` joins them all. Where more than NEIGHBOURS + 2 different rows agree in a band, which
-    of them are compared depends on their order.
+    compared with others; `clusters` joins them all. Where more than NEIGHBOURS + 2 different rows agree in a band,
+    their order decides which of them are compared.
     """
     twins = first_twins(_words(signatures.slots))
     unique = np.flatnonzero(twins < 0)
@@ -159,14 +159,14 @@ def _is_new(ordered: NDArray[np.uint32]) -> Flags:
 def clusters(num_rows: int, *pairs: tuple[Positions, Positions]) -> Positions:
     """For each row the first row of its cluster (itself, where it is that one): pairs joined, and pairs of pairs."""
     first = np.arange(num_rows)
-    one, other = (
-        (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*pairs, strict=True)) if pairs else ([], [])
-    )
+    none = np.zeros(0, dtype=np.int64)
+    one = np.concatenate([none, *(pair[0] for pair in pairs)])
+    other = np.concatenate([none, *(pair[1] for pair in pairs)])
     while True:
-        least = np.minimum(first[one], first[other])
         before = first.copy()
+        least = np.minimum(first[one], first[other])
         for side in (one, other):
-            np.minimum.at(first, first[side], least)
+            np.minimum.at(first, before[side], least)
             np.minimum.at(first, side, least)
         first = first[first]
         if np.array_equal(before, first):

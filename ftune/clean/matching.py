@@ -16,7 +16,8 @@ SHORT = 12
 """Letters up to which a question says too little: the same answer must follow before rows count as equal."""
 NO_ACCIDENT, LEAST_SPECIAL, LONG = 28, 8, 48
 """Letters from which an item inside a row is no accident, wherever it stands, if so many are not from templates;
-letters from which templates do not matter. Any other must stand by itself, between ends of sentences."""
+letters from which templates do not matter. Any other must stand by itself, between ends of sentences. An item that is
+all template is none where its list goes on."""
 GRAM = 32
 """Letters of an n-gram in the share that decides, some eight English words or eleven Chinese characters."""
 LEAST_OVERLAP = 0.8
@@ -25,6 +26,7 @@ FEWEST_LETTERS = 96
 FEWEST_GRAMS = 12
 
 _DIGITS, _MARKS = re.compile(r"\d+"), re.compile(r"[^\w\s]|_")
+_COMMA = re.compile(r"[,،、，]")
 _SIGN = r"[-+*/×÷<>=^%−](?=\s*\d)|[()\[\]{}]"
 _SIGNS, _LETTERS_AND_SIGNS = re.compile(_SIGN), re.compile(rf"[^\W_]|{_SIGN}")
 _SENTENCE_END = re.compile(r"[.?!:;\n\"“”„«»…。！？：；「」『』।।]")
@@ -64,6 +66,12 @@ class Spelled:
         between = self.folded[self.places[letter - 1] + 1 : self.places[letter]]
         return _SENTENCE_END.search(between) is not None
 
+    def is_within_list(self, letter: int) -> bool:
+        """Whether a comma stands before this letter: what goes on so is another list."""
+        if letter in (0, len(self.places)):
+            return False
+        return _COMMA.search(self.folded, self.places[letter - 1] + 1, self.places[letter]) is not None
+
     def is_within_figures(self, letter: int) -> bool:
         """Whether figures stand on both sides: a list of numbers that goes on is another list."""
         return 0 < letter < len(self.places) and (self.letters[letter - 1] + self.letters[letter]).isdigit()
@@ -86,7 +94,7 @@ class Subject:
 def same_figures(one: str, other: str) -> bool:
     """Whether texts of the same letters also have the same numbers, operators and brackets: 12 + 4 is not 1 + 24.
 
-    Marks inside numbers may have gone (1,000 and 1000), and all operators and brackets; other ones, or elsewhere, differ.
+    Marks inside numbers may have gone (1,000 and 1000), and all operators and brackets; others, or elsewhere, differ.
     """
     apart = [_DIGITS.findall(_MARKS.sub(" ", text)) for text in (one, other)]
     joined = [_DIGITS.findall(_MARKS.sub("", text)) for text in (one, other)]
@@ -105,17 +113,21 @@ def same_text(one: Spelled, other: Spelled) -> bool:
 
 
 def short_form(text: str) -> str:
-    """All that tells apart two texts of a few letters: letters, numbers and signs, or marks where there is no letter."""
+    """What tells texts of a few letters apart: letters, numbers and signs; the marks where there is no letter."""
     short = Spelled(text)
     if not short.letters:
         return short.marks
-    return " ".join([short.letters, *_DIGITS.findall(short.folded), *_SIGNS.findall(short.folded)])
+    signs = "".join(_LETTERS_AND_SIGNS.findall(short.folded)) if _SIGNS.search(short.folded) else ""
+    return " ".join([short.letters, signs, *_DIGITS.findall(short.folded)])
 
 
-def find(subject: Subject, row: Spelled) -> Found | None:
-    """How the row holds the item's text: the whole of it, or at least LEAST_OVERLAP of its own n-grams."""
+def find(subject: Subject, row: Spelled, num_asked: int) -> Found | None:
+    """How the row holds the item's text: the whole of it, or at least LEAST_OVERLAP of its own n-grams.
+
+    num_asked: the letters of the row's question, which come first.
+    """
     item = spelled(subject.text)
-    if _contains(row, item, subject.num_special):
+    if _contains(row, item, subject.num_special, num_asked):
         return "contained", 1.0
     grams = [place for place in subject.own if place + GRAM <= len(item.letters)]
     if min(len(item.letters), subject.num_special) < FEWEST_LETTERS or len(grams) < FEWEST_GRAMS:
@@ -126,15 +138,20 @@ def find(subject: Subject, row: Spelled) -> Found | None:
     return "overlap", share
 
 
-def _contains(row: Spelled, item: Spelled, num_special: int) -> bool:
+def _contains(row: Spelled, item: Spelled, num_special: int, num_asked: int) -> bool:
     size = len(item.letters)
-    is_no_accident = size >= LONG or (size >= NO_ACCIDENT and num_special >= LEAST_SPECIAL)
-    is_edge = row.is_word_edge if is_no_accident else row.is_sentence_edge
+    is_template = num_special < LEAST_SPECIAL
+    is_accident = size < (LONG if is_template else NO_ACCIDENT)
+
+    def is_edge(place: int) -> bool:
+        if row.is_within_figures(place) or (is_template and row.is_within_list(place)):
+            return False
+        return row.is_sentence_edge(place) if is_accident else row.is_word_edge(place)
+
     first = row.letters.find(item.letters)
-    while first >= 0:
+    while first >= 0 and not (is_accident and 0 < num_asked <= first):  # an answer, a label say, may be any words
         last = first + size
-        stands_alone = all(is_edge(place) and not row.is_within_figures(place) for place in (first, last))
-        if stands_alone and same_figures(row.stretch(first, last), item.stretch(0, size)):
+        if is_edge(first) and is_edge(last) and same_figures(row.stretch(first, last), item.stretch(0, size)):
             return True
         first = row.letters.find(item.letters, first + 1)
     return False

@@ -12,8 +12,8 @@ def split_fraction(keys: Hashes, clusters: Positions, fraction: float, seed: int
     keys: digests (rows, 2); clusters: for each row the first row of its cluster, as `duplicates.clusters` gives it.
     Clusters come in the order of a hash of the seed and the least digest words among them, and are taken while they fit
     into fraction x rows; one that is too large is passed over. So the number of rows is missed by less than the size of
-    the smallest cluster passed over, and neither the order of the rows nor the number of processes matters. At least one
-    cluster is on each side; fewer than two clusters, or a fraction outside (0, 1), raise UserError.
+    the smallest cluster passed over, and neither the order of the rows nor the number of processes matters. At least
+    one cluster is on each side; fewer than two clusters, or a fraction outside (0, 1), raise UserError.
     """
     if not 0 < fraction < 1:
         raise UserError(f"a fraction of {fraction} for validation", "data.validation", "give one between 0 and 1")

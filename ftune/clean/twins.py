@@ -27,16 +27,16 @@ class Twin(NamedTuple):
 
 def from_first_twins(twins: Positions, row_ids: Sequence[str]) -> Iterator[Twin]:
     """Exact duplicates, of what `first_twins` found."""
-    for row in np.flatnonzero(twins >= 0):
+    for row in np.flatnonzero(twins >= 0).tolist():
         yield Twin(row_ids[row], row_ids[twins[row]], "duplicate", 1.0)
 
 
 def from_clusters(clusters: Positions, signatures: Sketches, row_ids: Sequence[str]) -> Iterator[Twin]:
-    """Near duplicates, each with the first row of its cluster, which in a chain may be less alike than the threshold."""
+    """Near duplicates, each with the first row of its cluster; in a chain it may be less alike than the threshold."""
     rows = np.flatnonzero(clusters != np.arange(len(clusters)))
     shares = signatures.similarity(clusters[rows], rows)
-    for row, share in zip(rows, shares, strict=True):
-        yield Twin(row_ids[row], row_ids[clusters[row]], "near_duplicate", round(float(share), 3))
+    for row, first, share in zip(rows.tolist(), clusters[rows].tolist(), shares.tolist(), strict=True):
+        yield Twin(row_ids[row], row_ids[first], "near_duplicate", round(share, 3))
 
 
 def from_hits(hits: Iterable[Hit], row_ids: Sequence[str]) -> Iterator[Twin]:

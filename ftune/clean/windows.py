@@ -97,8 +97,10 @@ def _num_outside(letters: Letters, places: Positions) -> Positions:
     depth = np.zeros(len(letters.codes) + 1, dtype=np.int64)
     np.add.at(depth, places, 1)
     np.add.at(depth, places + WINDOW, -1)
-    outside = np.concatenate([[0], np.cumsum(np.cumsum(depth[:-1]) == 0)])
-    return outside[letters.bounds[1:] - 1] - outside[letters.bounds[:-1]]
+    outside = np.zeros(len(depth), dtype=np.int64)
+    np.cumsum(np.cumsum(depth[:-1]) == 0, out=outside[1:])
+    num_outside: Positions = outside[letters.bounds[1:] - 1] - outside[letters.bounds[:-1]]
+    return num_outside
 
 
 def _table(hashes: Hashes) -> Flags:
