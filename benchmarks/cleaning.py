@@ -44,8 +44,8 @@ def batches(words: list[str], num_rows: int) -> Iterator[tuple[list[str], list[s
         rows = []
         for row in range(start, min(start + BATCH, num_rows)):
             kind = row % 1000
-            source = row - 37 if row > 37 and kind % 100 in (50, 51) else NUM_ITEMS + row
-            question, answer = make_row(words, source if kind else row // 1000 % NUM_ITEMS)
+            seed = NUM_ITEMS + (row - 37 if kind % 100 in (50, 51) else row)
+            question, answer = make_row(words, seed if kind else row // 1000 % NUM_ITEMS)
             rows.append((question, f"{answer} changed" if kind % 100 == 51 else answer))
         yield [question for question, _ in rows], [answer for _, answer in rows]
 
