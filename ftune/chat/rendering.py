@@ -13,7 +13,7 @@ THINKING_NOT_RENDERED = "the template does not render the thinking of the last t
 SYSTEM_ADDED = "the template adds a system message of its own"
 SYSTEM_MERGED = "the template writes the system message into the user's turn"
 END_NOT_MARKED = "the template's generation marks leave out the end of the turn: the model does not learn to stop"
-PROMPT_DIFFERS = "earlier turns are marked after another prompt than the model is given when it answers them"
+MARKS_TRUSTED = "some turns lie where the template's generation marks say, which could not be derived another way"
 
 
 def render_template(
@@ -68,13 +68,13 @@ def _marked_spans(proof: Proof, marks: Sequence[Span], notes: list[str]) -> list
         try:
             first, last = proof.span(i)
         except TemplateRowError:
-            first, last = start, end  # the template's author vouches for what cannot be derived
-            notes.append(PROMPT_DIFFERS)
+            first, last = start, end
+            notes.append(MARKS_TRUSTED)
         content = proof.messages[i].get("content") or ""
         if not any(kept.strip() in proof.text[start:end] for kept in kept_contents(content)):
             raise TemplateRowError(f"the generation mark of turn {i + 1} does not hold its content")
         spans.append((max(start, first), min(end, last)))
-        if end < last:
+        if not proof.text[start:end].rstrip().endswith(proof.template.end_tokens):
             notes.append(END_NOT_MARKED)
     notes[:] = dict.fromkeys(notes)
     return spans
@@ -125,13 +125,14 @@ def _asked(proof: Proof, which: Sequence[int], segment: Span, notes: list[str]) 
     position = segment[0]
     for i in which:
         content = (proof.messages[i].get("content") or "").strip()
-        position = proof.text.find(content, position, segment[1])
-        if position < 0:
+        place = proof.text.find(content, position, segment[1])
+        if place >= 0:
+            position = place + len(content)
+        elif not proof.is_used(i):
             raise TemplateRowError(
                 f"{proof.messages[i]['role']} message is not rendered by this template",
                 "give a template that renders it, or take the message out of the data",
             )
-        position += len(content)
     turns: list[Turn] = []
     begin, roles = segment[0], [proof.messages[i]["role"] for i in which]
     merged = ""
@@ -153,10 +154,12 @@ def _asked(proof: Proof, which: Sequence[int], segment: Span, notes: list[str]) 
 def _end_of_prefix(proof: Proof, i: int, begin: int) -> int | None:
     """Where messages up to i end, if the conversation begins with them rendered alone; else None."""
     prefix = _prefix(proof.template, proof.messages[: i + 1], proof.tools)
-    content = (proof.messages[i].get("content") or "").strip()
-    if prefix is None or not proof.text.startswith(prefix) or content not in proof.text[begin : len(prefix)]:
+    if prefix is None or prefix[begin:].strip() in {"", *proof.template.special_tokens}:
         return None
-    return len(prefix) if len(prefix) > begin else None
+    prefix = prefix.removesuffix(proof.shape.footer.lstrip())
+    content = (proof.messages[i].get("content") or "").strip()
+    is_own = proof.text.startswith(prefix) and content in prefix[begin:]
+    return len(prefix) if is_own else None
 
 
 def _prefix(template: Template, messages: Sequence[Message], tools: Any) -> str | None:

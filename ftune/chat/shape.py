@@ -61,6 +61,7 @@ def _learn(template: Template) -> Shape:
     end = _end_of_turn(template, tail, between)
     if end and end in head:
         return Shape()
+    opened = question.removesuffix(tail[len(end) :].lstrip())  # without what ends a conversation
     added = short.partition(QUESTION)[0]
     return Shape(
         is_known=True,
@@ -69,7 +70,7 @@ def _learn(template: Template) -> Shape:
         end_of_turn=end,
         ends_earlier_turns=bool(end) and between.startswith(end),
         added=_own_text(template, added, between.removeprefix(end)),
-        generation_prompt=prompt[len(question) :] if prompt.startswith(question) else "",
+        generation_prompt=prompt[len(opened) :] if prompt.startswith(opened) else "",
     )
 
 

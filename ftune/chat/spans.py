@@ -12,6 +12,7 @@ Nothing is found by searching for markers, which contents may hold, too.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from ftune.chat.rows import Message, Span, TemplateRowError
@@ -41,7 +42,7 @@ class Proof:
     def spans(self) -> list[Span]:
         """[start, end) of every assistant turn, in order."""
         found = [self.span(i) for i, message in enumerate(self.messages) if message["role"] == "assistant"]
-        if any(end > start for (_, end), (start, _) in zip(found, found[1:], strict=False)):
+        if any(end > start for (_, end), (start, _) in pairwise(found)):
             raise _unproven(self.last, "its turns overlap")
         return found
 
@@ -63,18 +64,26 @@ class Proof:
         prompt = self.template.render(self.messages[:i], self.tools, add_generation_prompt=True)
         if not self.text.startswith(prompt):
             raise TemplateRowError(
-                f"the chat template is not prefix-stable: the prompt of turn {i + 1}, as the model will be given it, is "
-                f"not how this conversation begins; they part after {_shared(prompt, self.text)!r}",
+                f"the chat template is not prefix-stable: the prompt of turn {i + 1}, as the model will be given it, "
+                f"is not how this conversation begins; they part after {_shared(prompt, self.text)!r}",
                 SPLIT,
             )
         return len(prompt)
 
     def _start_of_a_first_answer(self) -> int:
-        """Nothing was asked, so there is no prompt to compare with: the generation prompt must stand before the probes."""
+        """Nothing was asked, so no prompt can be compared: the generation prompt must stand before the probes."""
         before = self._around(0)[0]
-        if not self.shape.generation_prompt or not before.endswith(self.shape.generation_prompt):
-            raise _unproven(0, "no question comes before it")
-        return len(before)
+        for head in ("", self.shape.head):
+            if self.shape.generation_prompt and before.endswith(self.shape.generation_prompt + head):
+                return len(before) - len(head)
+        raise _unproven(0, "no question comes before it")
+
+    def is_used(self, i: int) -> bool:
+        """Whether the result of a tool is rendered in another form: some templates write it as JSON, with escapes."""
+        if self.messages[i]["role"] != "tool":
+            return False
+        changed = [*self.messages[:i], {**self.messages[i], "content": PROBES[0]}, *self.messages[i + 1 :]]
+        return self.template.render(changed, self.tools).count(PROBES[0]) > self.text.count(PROBES[0])
 
     def _end_by_content(self, i: int, start: int) -> int | None:
         message, end = self.messages[i], self.shape.end_of_turn
@@ -112,8 +121,7 @@ class Proof:
             raise _unproven(i, "a text in its place is rendered more than once")
         head, _, tail = alone.partition(PROBES[0])
         own_tail = tail[: self._end_of_last_turn(alone, len(head)) - len(head) - len(PROBES[0])]
-        in_between = before[start:]
-        if len(before) < start or (in_between.strip() and head != before):
+        if len(before) < start or not head[start:].endswith(before[start:]):
             raise _unproven(i, "what comes before its content depends on later turns")
         inside = self.text[len(before) : len(self.text) - len(after)]
         if inside not in kept:
@@ -140,7 +148,7 @@ class Proof:
 
 
 def _with_probe(message: Message, probe: str) -> tuple[Message, str]:
-    """The message with its content replaced, or the name of its last call where it has no content; and what was there."""
+    """The message with its content replaced, or the name of its last call if it has none; and what was there."""
     content = message.get("content")
     if content or not message.get("tool_calls"):
         return {**message, "content": probe}, content or ""
@@ -159,7 +167,6 @@ def _unproven(i: int, reason: str) -> TemplateRowError:
 
 def _shared(prompt: str, text: str) -> str:
     """The end of what two texts begin with alike."""
-    length = next(
-        (k for k, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text))
-    )
+    pairs = enumerate(zip(prompt, text, strict=False))
+    length = next((k for k, (a, b) in pairs if a != b), min(len(prompt), len(text)))
     return prompt[max(0, length - 30) : length]

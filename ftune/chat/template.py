@@ -115,7 +115,7 @@ class Template:
 
     @cached_property
     def needs_content(self) -> bool:
-        """Whether a turn of calls alone must have an empty content: as a rule an absent one, which null means, will do."""
+        """Whether a turn of calls alone must have an empty content; as a rule an absent one will do."""
         return not self._try_call({}, {}) and bool(self._try_call({}, {"content": ""}))
 
     def _try_arguments(self, arguments: Any) -> str:
@@ -174,7 +174,7 @@ class Template:
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def check_contents(self, messages: Sequence[Message], tools: Any) -> None:
-        """Refuse texts that hold special tokens: they would be taken for the template's own, ending or starting turns."""
+        """Refuse texts that hold special tokens: they would be taken for the template's own."""
         places: list[tuple[str, Any]] = [(f"messages[{i}] ({m['role']})", m) for i, m in enumerate(messages)]
         for place, value in [*places, ("tools", tools)]:
             for text in texts_of(value):
