@@ -44,7 +44,9 @@ def template(name: str) -> str:
 def tokenizer_with(tokens: tuple[str, ...], bos: str | None, eos: str, source: str | None) -> PreTrainedTokenizerFast:
     """One token per character, whatever it is, beside the special ones: decoding gives back the text."""
     vocabulary = {token: i for i, token in enumerate(["<unk>", *dict.fromkeys((*tokens, eos))])}
-    for character in map(chr, [9, 10, 13, *range(32, 127), *range(160, 0x250), *map(ord, "日本語🙂はい\u0301\u200b\u2028")]):
+    for character in map(
+        chr, [9, 10, 13, *range(32, 127), *range(160, 0x250), *map(ord, "日本語语🙂はい\u0301\u200b\u2028")]
+    ):
         vocabulary.setdefault(character, len(vocabulary))
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")

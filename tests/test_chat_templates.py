@@ -41,7 +41,12 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "thinking in contents": turns("Hi", "<think>\nhm\n</think>\n\nYo", "So", "<think>\nha\n</think>\n\nNo"),
     "a question last": [*turns("Hi", "Yo"), message("user", "Still there?")],
     "answer first": [message("assistant", "Welcome."), *turns("Hi", "Yo")],
-    "a call": [message("user", "Sky?"), message("assistant", tool_calls=[WEATHER]), RESULT, message("assistant", "Grey.")],
+    "a call": [
+        message("user", "Sky?"),
+        message("assistant", tool_calls=[WEATHER]),
+        RESULT,
+        message("assistant", "Grey."),
+    ],
     "a call with words": [
         message("user", "Sky?"),
         message("assistant", "I look.", tool_calls=[WEATHER]),
@@ -77,11 +82,15 @@ REFUSED: dict[tuple[str, str], str] = {
 
 
 def written_call(name: str, calls: list[dict[str, Any]]) -> str:
-    texts = [(c["function"]["name"], json.dumps(c["function"]["arguments"], ensure_ascii=False), c["id"]) for c in calls]
+    texts = [
+        (c["function"]["name"], json.dumps(c["function"]["arguments"], ensure_ascii=False), c["id"]) for c in calls
+    ]
     if name == "llama3":
         return "".join(f'{{"name": "{n}", "parameters": {a}}}' for n, a, _ in texts)
     if name == "mistral3":
-        return "[TOOL_CALLS] [" + ", ".join(f'{{"name": "{n}", "arguments": {a}, "id": "{i}"}}' for n, a, i in texts) + "]"
+        return (
+            "[TOOL_CALLS] [" + ", ".join(f'{{"name": "{n}", "arguments": {a}, "id": "{i}"}}' for n, a, i in texts) + "]"
+        )
     return "\n".join(f'<tool_call>\n{{"name": "{n}", "arguments": {a}}}\n</tool_call>' for n, a, _ in texts)
 
 
@@ -92,7 +101,7 @@ def qwen3_turn(messages: list[dict[str, Any]], i: int) -> str:
         thinking, content = thinking.strip("\n"), content.lstrip("\n")
     last_question = max(k for k, m in enumerate(messages) if m["role"] == "user")
     if i > last_question and (i == len(messages) - 1 or thinking):
-        return f"<think>\n{thinking}\n</think>\n\n" + content.lstrip("\n")
+        return f"<think>\n{thinking.strip(chr(10))}\n</think>\n\n" + content.lstrip("\n")
     return content
 
 

@@ -110,7 +110,7 @@ def _notes_of_source(template: Template) -> Iterator[str]:
 
 def _notes_of_shape(tokenizer: Any, shape: Shape) -> Iterator[str]:
     if shape.end_of_turn and not shape.ends_earlier_turns:
-        yield "only the last assistant turn of a row has an end-of-turn token"
+        yield "only the last answer of a row has an end-of-turn token: rows with several are refused"
     if shape.footer.strip():
         yield f"after the last turn the template writes {shape.footer.strip()!r}, which is not trained"
     if shape.added:

@@ -10,6 +10,7 @@ from ftune.chat.template import Template, template_of
 
 THINKING_REMOVED = "thinking of earlier turns is removed by the template"
 THINKING_NOT_RENDERED = "the template does not render the thinking of the last turn"
+ANSWERS_CUT = "the template leaves out parts of earlier answers"
 SYSTEM_ADDED = "the template adds a system message of its own"
 SYSTEM_MERGED = "the template writes the system message into the user's turn"
 END_NOT_MARKED = "the template's generation marks leave out the end of the turn: the model does not learn to stop"
@@ -46,12 +47,13 @@ def render_messages(tokenizer: Any, messages: Sequence[Message], tools: Any = No
         text, marks = template.render(prepared, tools), []
     proof = Proof(template, prepared, tools, text)
     spans = _marked_spans(proof, marks, notes) if marks else proof.spans()
+    _check_answers_are_rendered(proof, spans, notes)
     _check_tools_are_rendered(text, prepared, tools)
     turns = _turns(proof, spans, notes)
     _note_thinking(text, prepared, spans, notes)
     if shape_of(template).added and prepared[0]["role"] != "system":
         notes.append(SYSTEM_ADDED)
-    return Rendered(text, tuple(spans), adds_special_tokens=False, turns=turns, notes=tuple(notes))
+    return Rendered(text, tuple(spans), adds_special_tokens=False, turns=turns, notes=tuple(dict.fromkeys(notes)))
 
 
 def _marked_spans(proof: Proof, marks: Sequence[Span], notes: list[str]) -> list[Span]:
@@ -70,14 +72,26 @@ def _marked_spans(proof: Proof, marks: Sequence[Span], notes: list[str]) -> list
         except TemplateRowError:
             first, last = start, end
             notes.append(MARKS_TRUSTED)
-        content = proof.messages[i].get("content") or ""
-        if not any(kept.strip() in proof.text[start:end] for kept in kept_contents(content)):
-            raise TemplateRowError(f"the generation mark of turn {i + 1} does not hold its content")
         spans.append((max(start, first), min(end, last)))
         if not proof.text[start:end].rstrip().endswith(proof.template.end_tokens):
             notes.append(END_NOT_MARKED)
-    notes[:] = dict.fromkeys(notes)
     return spans
+
+
+def _check_answers_are_rendered(proof: Proof, spans: Sequence[Span], notes: list[str]) -> None:
+    """Some templates leave out the words beside a call; what is cut from earlier answers is told."""
+    answers = [i for i, message in enumerate(proof.messages) if message["role"] == "assistant"]
+    for i, (start, end) in zip(answers, spans, strict=True):
+        content = proof.messages[i].get("content") or ""
+        if any(kept.strip() in proof.text[start:end] for kept in kept_contents(content)):
+            continue
+        if i in proof.shortened:
+            notes.append(ANSWERS_CUT)
+        else:
+            raise TemplateRowError(
+                f"assistant message is not rendered by this template: {content[:40]!r}",
+                "give a template that renders it, or take the message out of the data",
+            )
 
 
 def _check_tools_are_rendered(text: str, messages: Sequence[Message], tools: Any) -> None:
@@ -93,14 +107,16 @@ def _check_tools_are_rendered(text: str, messages: Sequence[Message], tools: Any
 
 def _note_thinking(text: str, messages: Sequence[Message], spans: Sequence[Span], notes: list[str]) -> None:
     answers = [message for message in messages if message["role"] == "assistant"]
+    missing = []
     for i, (message, (start, end)) in enumerate(zip(answers, spans, strict=True)):
         content = message.get("content") or ""
         thinking = message.get("reasoning_content") or (
             content.partition("</think>")[0].rpartition("<think>")[2] if "</think>" in content else ""
         )
-        note = THINKING_NOT_RENDERED if i == len(answers) - 1 else THINKING_REMOVED
-        if thinking.strip() and thinking.strip() not in text[start:end] and note not in notes:
-            notes.append(note)
+        if thinking.strip() and thinking.strip() not in text[start:end]:
+            missing.append(i)
+    if missing:
+        notes.append(THINKING_NOT_RENDERED if missing[-1] == len(answers) - 1 else THINKING_REMOVED)
 
 
 def _turns(proof: Proof, spans: Sequence[Span], notes: list[str]) -> tuple[Turn, ...]:
@@ -143,7 +159,7 @@ def _asked(proof: Proof, which: Sequence[int], segment: Span, notes: list[str]) 
         role = merged + roles[k]
         if end is None:
             merged = role + "+"
-            if roles[k] == "system" and SYSTEM_MERGED not in notes:
+            if roles[k] == "system":
                 notes.append(SYSTEM_MERGED)
             continue
         turns.append(Turn(role, begin, end))

@@ -37,7 +37,8 @@ def check_source(source: str) -> None:
     from jinja2 import nodes
 
     try:
-        tree = _environment().parse(source)
+        environment = _environment()
+        tree = environment.parse(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"the chat template has a syntax error in line {error.lineno}: {error.message}",
@@ -46,6 +47,10 @@ def check_source(source: str) -> None:
         ) from error
     except RecursionError as error:
         raise _refused("it is nested too deeply") from error
+    for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
+        for node in tree.find_all(kind):
+            if node.name not in known:
+                raise _refused(f"line {node.lineno} names {node.name!r}, which jinja2 does not have")
     for power in tree.find_all(nodes.Pow):
         raise _refused(f"line {power.lineno} raises to a power, which can fill the memory")
     for product in tree.find_all(nodes.Mul):

@@ -37,6 +37,8 @@ class Proof:
     def __init__(self, template: Template, messages: Sequence[Message], tools: Any, text: str) -> None:
         self.template, self.messages, self.tools, self.text = template, messages, tools, text
         self.shape: Shape = shape_of(template)
+        self.shortened: set[int] = set()
+        """Turns of which the template keeps a part only."""
         self.last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
     def spans(self) -> list[Span]:
@@ -126,6 +128,8 @@ class Proof:
         inside = self.text[len(before) : len(self.text) - len(after)]
         if inside not in kept:
             raise _unproven(i, "what is rendered in its place is no part of its content")
+        if inside != kept:
+            self.shortened.add(i)
         if not after.startswith(own_tail):
             raise _unproven(i, "its end is not written as it is when the turn is the last one")
         return len(self.text) - len(after) + len(own_tail)
