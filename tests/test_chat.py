@@ -24,8 +24,8 @@ def test_supervised_text_is_the_answer_and_its_end_of_turn():
     assert supervised_text(tokenizer, chats.render_messages(tokenizer, TWO_TURNS)) == "xyz<|im_end|>ab<|im_end|>"
 
 
-def test_template_that_rewrites_history_is_refused():
-    """Case 11: `<think>` of earlier turns disappears once a later turn follows."""
+def test_template_that_rewrites_history_still_gives_exact_spans():
+    """Case 11: `<think>` of earlier turns disappears once a later turn follows, and that is told."""
     rewriting = (
         "{% for m in messages %}<|im_start|>{{m.role}}\n"
         "{% if loop.last or m.role != 'assistant' %}{{m.content}}"
@@ -38,8 +38,9 @@ def test_template_that_rewrites_history_is_refused():
         {"role": "assistant", "content": "<think>t</think>a"},
         *TWO_TURNS[2:],
     ]
-    with pytest.raises(UserError, match=r"not rendered|not prefix-stable"):
-        chats.render_messages(tokenizer, thinking)
+    rendered = chats.render_messages(tokenizer, thinking)
+    assert supervised_text(tokenizer, rendered) == "a<|im_end|>ab<|im_end|>"
+    assert rendered.notes == ("thinking of earlier turns is removed by the template",)
 
 
 def test_generation_prompt_that_the_turn_does_not_begin_with_is_refused():
@@ -100,19 +101,9 @@ def test_tokens_at_a_joint_are_those_of_the_whole_text():
     tokens = chats.tokenize(tokenizer, chats.render_completion(tokenizer, "i:", "hi"))
     assert tokens.input_ids == [*tokenizer("i:hi")["input_ids"], 4]
     assert tokens.labels == [-100, -100, 2, 4]
+    assert tokens.straddling == 1
 
 
 def test_first_token_of_a_row_gives_no_label():
     tokenizer = make_tokenizer(None)
     assert chats.tokenize(tokenizer, chats.render_text("abc")).labels[0] == -100
-
-
-@pytest.mark.parametrize(
-    "attack",
-    ["{{ self.__init__.__globals__ }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ range(10**9) | list }}"],
-)
-def test_template_cannot_escape_its_sandbox(attack):
-    """Case 109."""
-    tokenizer = make_tokenizer(attack)
-    with pytest.raises(UserError, match="template"):
-        chats.render_messages(tokenizer, MESSAGES)
