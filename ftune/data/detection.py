@@ -99,8 +99,10 @@ def _columns_that_tell(fields: Row, shape: str) -> tuple[str, tuple[str, ...]] |
     if shape not in ("messages", "sharegpt"):
         return (shape, NEEDED[shape]) if all(name in fields for name in NEEDED[shape]) else None
     column = conversation_column(fields)
-    is_there = column in ("messages", "conversations") or isinstance(fields.get(column), list)
-    is_sharegpt = _first_keys(fields.get(column)) >= {"from"}
+    value = fields.get(column)
+    is_list = isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+    is_there = column in ("messages", "conversations") or is_list
+    is_sharegpt = _first_keys(value) >= {"from"}
     return (shape, (column,)) if column in fields and is_there and is_sharegpt == (shape == "sharegpt") else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ftune.data.json_rows import NotJSON, Parser
 from ftune.data.source import Row
 
 
@@ -57,9 +58,8 @@ def required(fields: Row, name: str) -> Any:
         return fields[name]
     if name in fields:
         raise BadRow(f'missing "{name}": it is null', "give it a value, or take the row out")
-    hint = (
-        f"see data.columns, e.g. columns: {{{name}: {path}}}" if (path := _nested(fields, name)) else "see data.columns"
-    )
+    path = _nested(fields, name)
+    hint = f"see data.columns, e.g. columns: {{{name}: {path}}}" if path else "see data.columns"
     raise BadRow(f'missing "{name}"; {columns_of(fields, name)}', hint)
 
 
@@ -106,10 +106,15 @@ def as_list(value: Any, where: str) -> list[Any]:
 
 
 def from_json(value: str, where: str) -> Any:
+    """The value of a JSON text inside a row, read as strictly as a file of them."""
+    parser, stripped = Parser(), value.strip(" \t\r\n")
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"{where} is text that is not JSON: {told(value)}") from error
+        parsed, end = parser.value(stripped)
+    except NotJSON as error:
+        raise BadRow(f"{where} is text that is not JSON ({error}): {told(value)}") from error
+    if parser.trouble or end != len(stripped):
+        raise BadRow(f"{where} is text that is not JSON ({parser.trouble or 'Extra data'}): {told(value)}")
+    return parsed
 
 
 def told(value: Any) -> str:

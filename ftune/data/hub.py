@@ -39,6 +39,8 @@ def hub_files(name: str, split: str, revision: str | None = None, configuration:
     Without a network, what is in the cache is taken. Code that comes with a dataset is never run.
     """
     where = f"the dataset {name}" + (f" at {revision}" if revision else "")
+    if not name.strip("/ "):
+        raise UserError("no dataset is named", where, "write OWNER/NAME")
     with _told_to_users(where):
         folder, commit = _cached_folder(name, revision) if _is_offline() and not Path(name).exists() else (name, None)
         builder = _builder(folder, configuration, None if commit else revision)

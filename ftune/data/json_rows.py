@@ -131,7 +131,7 @@ def _holds_lines(path: Path) -> bool:
     if isinstance(first, Problem) or not first.lstrip().startswith("{"):
         return False
     try:
-        value, end = Parser().value(first.strip(" \t\r\n"))
+        value, _ = Parser().value(first.strip(" \t\r\n"))
     except NotJSON:
         return False
     is_wrapper = len(value) == 1 and all(key in WRAPPERS and isinstance(value[key], list) for key in value)
@@ -214,7 +214,9 @@ class _Window:
                     break
             except NotJSON as error:
                 failure, reached = str(error), (error.offset or self._position) - self._position
-            if len(self._text) - self._position > LONGEST_ROW or not self._more(size):
+            if len(self._text) - self._position > LONGEST_ROW:
+                raise self.error(f"a row of more than {LONGEST_ROW:,} characters, or one that never ends")
+            if not self._more(size):
                 break
             size *= 2
         if failure:

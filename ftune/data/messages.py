@@ -32,18 +32,8 @@ CALLS = ("function_call", "tool_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 LEARNED = ("weight", "train", "trainable", "training", "loss")
 """Keys that say whether a turn is learned: 1 or true, 0 or false. OpenAI's, Axolotl's and other tools' names."""
-KNOWN = (
-    "role",
-    "content",
-    "from",
-    "value",
-    "tool_calls",
-    "function_call",
-    "name",
-    "tool_call_id",
-    *REASONING,
-    *LEARNED,
-)
+CALLED = ("tool_calls", "function_call", "name", "tool_call_id")
+KNOWN = ("role", "content", "from", "value", *CALLED, *REASONING, *LEARNED)
 MEDIA = ("image", "images", "image_url", "audio", "audios", "video", "videos")
 
 
@@ -56,6 +46,8 @@ def messages_of(value: Any, where: str, notes: list[str]) -> list[Message]:
     for i, turn in enumerate(turns):
         message = _message(turn, f"{where}[{i}]", notes)
         if messages and _continues(messages[-1], turn):
+            if messages[-1].get("weight") != message.get("weight"):
+                raise BadRow(f"{where}[{i}]: a call and the answer it belongs to have different weights")
             messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
             messages.append(message)
@@ -63,7 +55,7 @@ def messages_of(value: Any, where: str, notes: list[str]) -> list[Message]:
 
 
 def _continues(last: Message, turn: Any) -> bool:
-    """Whether a ShareGPT call belongs to the turn before it: they write an answer and each call as turns of their own."""
+    """Whether a ShareGPT call belongs to the turn before: there an answer and each call are turns of their own."""
     return last["role"] == "assistant" and (turn.get("role") or turn.get("from")) in CALLS
 
 

@@ -32,8 +32,6 @@ def read_rows(path: Path) -> Iterator[SourceRow | Problem]:
     """
     kind = kind_of(path)
     if kind not in READERS or (kind == ".parquet" and path.suffix.lower() != kind):
-        compressed = f"{', '.join(kind for kind in READERS if kind != '.parquet')} also with {', '.join(UNPACKERS)}"
-        raise UserError(
-            f"unknown kind of file {path.name!r}", str(path), f"use one of {', '.join(READERS)}; {compressed}"
-        )
+        hint = f"use one of {', '.join(READERS)}; all but .parquet may end with {', '.join(UNPACKERS)} too"
+        raise UserError(f"unknown kind of file {path.name!r}", str(path), hint)
     yield from READERS[kind](path)

@@ -146,7 +146,7 @@ def _with_system(fields: Row, messages: list[Message]) -> list[Message]:
 def _check_media(fields: Row, messages: Sequence[Message]) -> None:
     for kind in ("image", "video", "audio"):
         if (fields.get(kind) or fields.get(f"{kind}s")) and any(f"<{kind}>" in m.get("content", "") for m in messages):
-            raise BadRow(f"a turn refers to an {kind}: only text can be trained on", "take the row out")
+            raise BadRow(f"a turn refers to <{kind}>: only text can be trained on", "take the row out")
 
 
 def _tools(fields: Row) -> tuple[Message, ...] | None:
@@ -196,11 +196,7 @@ def _alpaca(fields: Row) -> Conversation:
     pairs = as_list(fields["history"], '"history"') if fields.get("history") else []
     messages: list[Message] = []
     for i, pair in enumerate([*pairs, (question, filled_text(fields, "output"))]):
-        if (
-            not isinstance(pair, list | tuple)
-            or len(pair) != 2
-            or not all(isinstance(t, str) and t.strip() for t in pair)
-        ):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(t, str) and t for t in pair)):
             raise BadRow(f"history[{i}] must be a question and its answer, this is {told(pair)}")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return _checked(fields, _with_system(fields, messages))
@@ -209,7 +205,7 @@ def _alpaca(fields: Row) -> Conversation:
 def _preference(fields: Row) -> Preference | PlainPreference:
     chosen, rejected = required(fields, "chosen"), required(fields, "rejected")
     prompt, column = fields.get("prompt"), conversation_column(fields)
-    if isinstance(chosen, str) and isinstance(rejected, str) and (isinstance(prompt, str) or not fields.get(column)):
+    if isinstance(chosen, str) and isinstance(rejected, str) and _is_plain(prompt, fields.get(column)):
         return PlainPreference(text(fields, "prompt"), filled_text(fields, "chosen"), filled_text(fields, "rejected"))
     notes: list[str] = []
     better, worse = (_turns(fields[name], name, "assistant", notes) for name in ("chosen", "rejected"))
@@ -223,6 +219,11 @@ def _preference(fields: Row) -> Preference | PlainPreference:
     for answer in (better, worse):
         conversation = _checked(fields, [*_unlearned(messages), *answer])
     return Preference(tuple(messages), tuple(better), tuple(worse), conversation.tools, tuple(dict.fromkeys(notes)))
+
+
+def _is_plain(prompt: Any, turns: Any) -> bool:
+    """Whether two answers that are texts follow a text, or nothing at all (which is then told as missing)."""
+    return isinstance(prompt, str) or (prompt is None and not turns)
 
 
 def _unlearned(messages: Sequence[Message]) -> list[Message]:
