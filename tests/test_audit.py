@@ -20,6 +20,7 @@ from ftune.data import findings
 from ftune.data.audit import LOG_RATIO, NO_LABELS, NUM_LONGEST, ROLES, Audit, Columns, RowFigures, histogram, merge
 from ftune.data.audit import quantiles as quantiles_of
 
+UNHURRIED = settings(deadline=None, max_examples=50)
 REASONS = ["too_long", "bad_row", NO_LABELS]
 
 
@@ -70,6 +71,7 @@ def plain_count(rows: list[RowFigures]) -> dict[str, Any]:
     }
 
 
+@UNHURRIED
 @given(ROWS)
 def test_the_audit_is_a_plain_count(rows: list[RowFigures]) -> None:
     found = audit_of(rows).as_dict()
@@ -85,6 +87,7 @@ def test_the_audit_is_a_plain_count(rows: list[RowFigures]) -> None:
     json.dumps(found)
 
 
+@UNHURRIED
 @given(ROWS)
 def test_sources_and_roles_add_up_to_the_totals(rows: list[RowFigures]) -> None:
     found = audit_of(rows).as_dict()
@@ -97,6 +100,7 @@ def test_sources_and_roles_add_up_to_the_totals(rows: list[RowFigures]) -> None:
     assert set(found["tokens_dropped"]) <= set(found["dropped"])
 
 
+@UNHURRIED
 @given(ROWS, st.lists(st.integers(0, 30), max_size=3), st.randoms())
 def test_workers_audits_merge_to_that_of_all_rows(rows: list[RowFigures], cuts: list[int], random: Any) -> None:
     ends = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
@@ -110,6 +114,7 @@ def test_what_nobody_looked_for_stays_unknown_when_merged() -> None:
     assert merge([Audit(duplicates=0), Audit(), Audit(duplicates=3)]).duplicates == 3
 
 
+@UNHURRIED
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=60))
 def test_lengths_are_those_of_numpy(lengths: list[int]) -> None:
     counted = Counter(lengths)
@@ -129,7 +134,7 @@ def test_lengths_are_those_of_numpy(lengths: list[int]) -> None:
     assert all(high == 2 * low for low, high in pairwise(edges)) if is_log else len(widths) == 1
 
 
-@settings(max_examples=25)
+@UNHURRIED
 @given(ROWS)
 def test_the_longest_rows_are_told_in_order(rows: list[RowFigures]) -> None:
     lengths = sorted((sum(row.tokens.values()) for row in rows if row.tokens), reverse=True)

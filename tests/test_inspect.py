@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from test_audit import audit_of, good
+from sample_run import sample_report, write_run
+from test_audit import UNHURRIED, audit_of, good
 from transformers import AutoTokenizer
 
 from ftune import chat as chats
@@ -24,6 +25,7 @@ from ftune.console.inspection import FIRST, LAST, print_inspection
 from ftune.console.visible import visible, visible_lines
 from ftune.data import findings
 from ftune.recipe import load
+from ftune.report import render
 from ftune.report.inspection import MOST_TOKENS, inspection_page
 from ftune.run import preview
 from ftune.run.pieces import pieces
@@ -96,6 +98,7 @@ CHARACTERS = st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp"), ex
 TEXTS = st.text(CHARACTERS | st.just("\n"))
 
 
+@UNHURRIED
 @given(st.lists(TEXTS, min_size=1, max_size=12), st.integers(0, 12))
 def test_a_pipe_gets_the_text_with_signs_for_what_is_supervised(texts: list[str], supervised: int) -> None:
     supervised = min(supervised, len(texts))
@@ -114,6 +117,7 @@ def test_white_space_that_an_eye_would_miss_is_signed() -> None:
     assert shown == "<user>Hi␣⏎\n⟦␣Hello<end>⟧\n"
 
 
+@UNHURRIED
 @given(st.text())
 def test_nothing_in_the_data_reaches_the_terminal_as_a_command(text: str) -> None:
     row = make_row([text, "\x1b]0;title\x07", "\x9b2J"], 1, row_id=f"{text}:1")
@@ -241,6 +245,22 @@ def test_the_page_draws_the_histogram_of_the_audit() -> None:
     heights = re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="[\d.]+" height="([\d.]+)"', text)
     assert list(map(float, heights)) == [1000, 0, 500]
     assert "10 to 19 tokens: 0 rows" in text
+
+
+def test_a_runs_report_has_the_audit_too(tmp_path: Path) -> None:
+    rows = [good(HOSTILE, truncated={"user": 3}), *[good("b.jsonl", n) for n in range(4)]]
+    report = sample_report() | {"data": findings.document(audit_of(rows))}
+    render(write_run(tmp_path, report))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert text.count("<rect x=") == len(report["data"]["histogram"]["counts"])
+    assert "script" not in page.tags
+    assert "550 in = 200 supervised + 347 read only + 3 cut off + 0 dropped" in text
+    cells = re.findall(r"<tr><td>(.*?)</td>((?:<td>.*?</td>)+)</tr>", text)
+    numbers = {name: re.findall(r"<td>(.*?)</td>", rest) for name, rest in cells}
+    assert numbers["b.jsonl"] == ["4", "4", "440", "160", "0", "0", "none"]
+    assert numbers["user"] == ["5", "300", "0", "3", "0"]
+    assert "None" not in text
 
 
 def test_rows_come_from_the_collator_with_their_pieces(workspace: Path) -> None:

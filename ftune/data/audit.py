@@ -123,10 +123,8 @@ class Audit:
         self.rows_with_role.update(dict(zip(ROLES, has_role, strict=True)))
         used = np.array([outcome == USED for outcome in columns.outcome], dtype=bool)
         ends = columns.end_of_turn[used].sum(axis=0).tolist()
-        self.end_of_turn, self.end_of_turn_supervised = (
-            self.end_of_turn + ends[0],
-            self.end_of_turn_supervised + ends[1],
-        )
+        self.end_of_turn += ends[0]
+        self.end_of_turn_supervised += ends[1]
         self.rows_without_supervision += int((used & (columns.supervised.sum(axis=1) == 0)).sum())
         self.rows_without_supervision += sum(outcome == NO_LABELS for outcome in columns.outcome)
         self._measure(columns)
