@@ -89,18 +89,27 @@ def check(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -
 def inspect(
     recipe: RecipePath,
     overrides: Overrides = None,
-    rows: Annotated[int | None, typer.Option(help="How many rows; all with --json.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many: 3 unless told, 20 in HTML, all in JSON.")] = None,
     json: Json = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to look at in a browser.")] = None,
 ) -> None:
     """Show the exact tokens, labels and segments that training will see."""
     from ftune import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
-    from ftune.console.checks import print_rows
+    from ftune.console.inspection import print_inspection
+    from ftune.report.inspection import write_inspection
     from ftune.run import preview
 
-    found = preview.inspect(loaded, rows if json else rows or 3)
-    print_json(found) if json else print_rows(found)
+    found = preview.inspect(loaded, rows or (None if json else 20 if html else 3))
+    if html:
+        write_inspection(found, html, recipe.stem)
+    if json:
+        print_json(found)
+    elif html is None:
+        print_inspection(found)
+    else:
+        typer.echo(str(html))
 
 
 @app.command()

@@ -11,7 +11,7 @@ import pytest
 from sample_run import sample_report
 
 from ftune import quantities
-from ftune.console import checks, documents, progress, streams, summary
+from ftune.console import documents, progress, streams, summary
 from ftune.errors import Interrupted, Problem, RunError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -126,14 +126,6 @@ print_checks({"target": "run", "passed": False, "checks": checks})
 """
     lines = run(code, PYTHONIOENCODING="ascii").stdout.splitlines()
     assert [line.split() for line in lines[1:3]] == [["a", "+", "yes"], ["b", "x", "no"]]
-
-
-def test_inspect_marks_what_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"row_id": "train:1", "tokens": ["<user>", "[b]Hi", "\n", "Hello", "<end>"], "labels": [-100] * 3 + [7, 8]}
-    checks.print_rows({"rows": [row], "data": sample_report()["data"]})
-    text = capsys.readouterr().out
-    assert "<user>[b]Hi⏎\n«Hello<end>»" in text
-    assert "2,000 in = 1,994 used + 6 dropped (too long 4, duplicate 2)" in text
 
 
 @pytest.mark.parametrize(

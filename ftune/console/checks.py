@@ -1,18 +1,16 @@
-"""What the dry runs and the proofs found: problems, rows as training sees them, a merge, a verification."""
+"""What the dry run and the proofs found: problems, a merge, a verification."""
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from ftune.console.audit import print_audit
 from ftune.console.streams import format_problem, results
 from ftune.console.tables import Fact, distances, mark, print_facts, print_plan, print_titled
 from ftune.errors import Problem
-from ftune.quantities import NOT_MEASURED, format_count, format_difference
-
-IGNORED = -100  # the label of a token that is not trained on
+from ftune.quantities import format_difference
 
 
 def print_check(found: Mapping[str, Any]) -> None:
@@ -26,28 +24,11 @@ def print_check(found: Mapping[str, Any]) -> None:
             grid.add_row(str(number), format_problem(problem))
         print_titled(f"{len(problems)} problem{'s' * (len(problems) > 1)}", grid)
     if found.get("data"):
-        _print_data(found["data"])
+        print_audit(found["data"])
     if found.get("plan"):
         print_plan(found["plan"])
     if not problems:
         results().print(mark(True) + Text(" no problems found"))
-
-
-def print_rows(found: Mapping[str, Any]) -> None:
-    """`ftune inspect`: each row's tokens; what is trained on is coloured, and marked for a pipe."""
-    console = results()
-    console.print(Text.assemble(("«trained on»", "green"), "  ", ("read only", "dim"), "\n"))
-    for row in found["rows"]:
-        trained = sum(label != IGNORED for label in row["labels"])
-        heading = Text(str(row["row_id"]), style="bold")
-        heading.append(
-            f"  {format_count(len(row['labels']))} tokens, {format_count(trained)} trained on",
-            style="dim not bold",
-        )
-        console.print(heading)
-        console.print(_tokens(row))
-        console.print()
-    _print_data(found["data"])
 
 
 def print_merge(merged: Mapping[str, Any]) -> None:
@@ -71,25 +52,3 @@ def print_checks(found: Mapping[str, Any]) -> None:
     print_facts(str(found["target"]), rows)
     failed = sum(not check["passed"] for check in checks)
     results().print(Text("every check held", "green") if found["passed"] else Text(f"{failed} failed", "bold red"))
-
-
-def _print_data(data: Mapping[str, Any]) -> None:
-    dropped = {reason: count for reason, count in (data.get("dropped") or {}).items() if count}
-    reasons = ", ".join(f"{reason.replace('_', ' ')} {format_count(count)}" for reason, count in dropped.items())
-    rows = f"{format_count(data['rows_in'])} in = {format_count(data['rows_used'])} used"
-    rows += f" + {format_count(sum(dropped.values()))} dropped" + (f" ({reasons})" if reasons else "")
-    lines: list[Fact] = [("rows", rows)]
-    for key, value in data.items():
-        if key not in ("rows_in", "rows_used", "dropped"):
-            told = format_count(value) if isinstance(value, int | None) else str(value)
-            lines.append((key.replace("_", " "), Text(told, style="dim" if told == NOT_MEASURED else "")))
-    print_facts("Data", lines)
-
-
-def _tokens(row: Mapping[str, Any]) -> Text:
-    text = Text()
-    pairs = zip(row["tokens"], row["labels"], strict=True)
-    for is_trained, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
-        joined = "".join(token.replace("\n", "⏎\n") for token, _ in group)
-        text.append(f"«{joined}»" if is_trained else joined, style="green" if is_trained else "dim")
-    return text

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -26,20 +26,21 @@ ABILITY_HEADINGS = (
 Fact = tuple[str, str | Text]
 
 
-def print_titled(title: str, content: RenderableType) -> None:
-    """A heading, the content a little to the right, a blank line."""
-    results().print(Text(title, style="bold"))
-    results().print(Padding(content, (0, 0, 1, 2), expand=False))
+def print_titled(title: str, content: RenderableType, console: Console | None = None) -> None:
+    """A heading, the content a little to the right, a blank line; on stdout unless told otherwise."""
+    console = console or results()
+    console.print(Text(title, style="bold"))
+    console.print(Padding(content, (0, 0, 1, 2), expand=False))
 
 
-def print_facts(title: str, rows: Iterable[Fact]) -> None:
+def print_facts(title: str, rows: Iterable[Fact], console: Console | None = None) -> None:
     """Names in a dim column, what they are beside them."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value)
-    print_titled(title, grid)
+    print_titled(title, grid, console)
 
 
 def new_table(*columns: str, num_left: int = 1) -> Table:

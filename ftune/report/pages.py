@@ -1,25 +1,19 @@
 """Renders a run folder: reads its files, fills the page, writes report.html, report.md and junit.xml."""
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template, Undefined
-
 from ftune import folder as folders
-from ftune import quantities
 from ftune.folder import RunFolder
 from ftune.report import samples
 from ftune.report.confusion import confusion
 from ftune.report.curves import Chart, Series, chart, smooth
+from ftune.report.environment import printable, template
+from ftune.report.histogram import columns
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds, junit
 from ftune.report.markdown import markdown
 from ftune.report.verdict import verdict
-
-UNWRITABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Control characters and lone surrogates: XML cannot hold them, and a terminal obeys them."""
 
 CHECKS = {
     "adapter_live": (
@@ -43,9 +37,10 @@ def render(folder: Path) -> None:
     report.json may be missing. Raises UserError when report.json is missing or broken."""
     run = RunFolder(folder)
     report = folders.read_json(run.report)
-    page = _template().render(
+    page = template("report.html.jinja").render(
         report=report,
         verdict=verdict(report),
+        lengths=columns((report.get("data") or {}).get("histogram")),
         scores=_scores(report.get("task") or {}),
         confusion=confusion(report.get("task") or {}),
         checks=_checks(report.get("artefact") or {}),
@@ -56,27 +51,7 @@ def render(folder: Path) -> None:
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None,
     )
     for name, text in (("report.html", page), ("report.md", markdown(report)), ("junit.xml", junit(report))):
-        folders.write_text(folder / name, UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-class _Page(Environment):
-    """What a file does not say is None on the page, like a null."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        found = super().getattr(obj, attribute)
-        return None if isinstance(found, Undefined) else found
-
-
-@cache
-def _template() -> Template:
-    environment = _Page(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    for name in ("bytes", "count", "difference", "duration", "gate", "interval", "rate", "score"):
-        environment.filters[name] = getattr(quantities, f"format_{name}")
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
-    environment.filters["place"] = lambda share: f"{100 * min(max(share, 0.0), 1.0):.2f}%"
-    return environment.get_template("report.html.jinja")
+        folders.write_text(folder / name, printable(text))
 
 
 def _scores(task: Mapping[str, Any]) -> list[dict[str, Any]]:

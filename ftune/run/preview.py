@@ -9,6 +9,7 @@ from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
 from ftune.run.datasets import Collector, read_sets
 from ftune.run.inputs import read, training_plan
+from ftune.run.pieces import pieces
 from ftune.settings import METHOD_NAMES, available
 from ftune.train import TrainingPlan
 
@@ -32,21 +33,25 @@ def inspect(recipe: Recipe, num_rows: int | None) -> dict[str, Any]:
         raise UserError.collect(collector.problems)
     shown = sets.train.examples[:num_rows]
     batch = collate(shown)
-    rows = [_row(batch, k, example.text, tokenizer) for k, example in enumerate(shown)]
+    rows = [
+        {**_row(batch, k, tokenizer), "text": example.text, "tokens_truncated": example.tokens_truncated}
+        for k, example in enumerate(shown)
+    ]
     return {"rows": rows, "data": sets.train.account.as_dict()}
 
 
-def _row(batch: MicroBatch, k: int, text: str, tokenizer: Any) -> dict[str, Any]:
+def _row(batch: MicroBatch, k: int, tokenizer: Any) -> dict[str, Any]:
     start, end = batch.bounds[k], batch.bounds[k + 1]
     ids = batch.input_ids[0, start:end].tolist()
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return {
         "row_id": batch.row_ids[k],
         "input_ids": ids,
         "labels": batch.labels[0, start:end].tolist(),
         "position_ids": batch.position_ids[0, start:end].tolist(),
         "segment_ids": batch.segment_ids[start:end],
-        "text": text,
-        "tokens": [tokenizer.decode([token]) for token in ids],
+        "special_tokens_mask": [int(token in special) for token in ids],
+        "tokens": pieces(tokenizer, ids),
     }
 
 
