@@ -294,12 +294,29 @@ def test_run_leaves_a_classifier_and_its_evidence(workspace, method):
     config = json.loads((run / "merged" / "config.json").read_text())
     assert (config["pad_token_id"], config["id2label"]["2"]) == (1, "pos")
     assert "| neg | 3 | 0 | 0 |" in (run / "report.md").read_text()
-    assert "neg taken for neg: 3 of 3" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "neg taken for neg: 3 of 3" in page
+    assert "nats per row" in page
+    assert "per supervised token" not in page
     for path in (run, run / "merged"):
         target = targets.resolve(path)
         assert afterwards.verify_target(target)["passed"]
         assert afterwards.generate_from(target, "so bad", 8).startswith("neg  ")
     assert afterwards.evaluate_target(targets.resolve(run))["task"]["tuned"] == task["tuned"]
+
+
+def test_plan_counts_the_labels_of_the_rows_and_says_when_there_are_none_to_read(workspace, capfd):
+    settings = write(workspace)
+
+    def trainable_of(methods=None):
+        return [found["parameters"]["trainable"] for found in preview.plan_methods(settings, methods)]
+
+    [three], every = trainable_of(), trainable_of("lora,ia3")
+    assert capfd.readouterr().err == ""
+    (workspace / "train.jsonl").unlink()
+    assert trainable_of() == [three - 64]
+    assert trainable_of("lora,ia3") == [count - 64 for count in every]
+    assert "planned with 2 labels, as its rows were not read: no such file" in " ".join(capfd.readouterr().err.split())
 
 
 def test_what_a_classifier_cannot_do_is_refused_by_name(workspace):
