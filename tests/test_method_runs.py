@@ -1,9 +1,21 @@
 """Every method through whole runs: proved, resumable to the byte, continued from an adapter. Numbers: trust cases."""
 
+import copy
+
 import pytest
 import torch
 from conftest import CHAT_ROWS, adapter_bytes, metrics, run, save_base, write_recipe, write_rows
-from method_kit import logits
+from method_kit import logits, randomize
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from test_run_resume import Killed, kill_after
 from transformers import AutoModelForCausalLM
@@ -81,6 +93,9 @@ def test_training_goes_on_from_an_adapter(place, method):
     before = load_file(first / "adapter" / files.ADAPTER_WEIGHTS)
     zero = {**one, "learning_rate": 1e-30}
     again = {**method, "start_from": str(first / "adapter")}
+    if again.pop("init_text", None):
+        with pytest.raises(UserError, match=r"leave method\.init_text out"):
+            run(place, method={**method, "start_from": str(first / "adapter")}, output={"dir": "b"})
     _, second = run(place, method=again, training=zero, output={"dir": "second"})
     after = load_file(second / "adapter" / files.ADAPTER_WEIGHTS)
     assert before.keys() == after.keys()
@@ -92,12 +107,76 @@ def test_adapter_of_another_method_is_no_start(workspace):
     _, first = run(workspace)
     with pytest.raises(UserError, match="is an adapter of lora"):
         run(workspace, method={"name": "dora", "rank": 4, "start_from": str(first / "adapter")}, output={"dir": "b"})
-    with pytest.raises(UserError, match=r"alpha: 8\.0 there, 32\.0 here"):
+    with pytest.raises(UserError, match=r"alpha of model\S*q_proj: 8\.0 there, 32\.0 here"):
         run(workspace, method={"name": "lora", "rank": 4, "start_from": str(first / "adapter")}, output={"dir": "b"})
     other = {"name": "lora", "rank": 8, "alpha": 8, "start_from": str(first / "adapter")}
     with pytest.raises(UserError, match="of another shape"):
         run(workspace, method=other, output={"dir": "b"})
+    for key, told in [
+        ({"init": "pissa"}, "leave method.init out"),
+        ({"alpha_pattern": {"v_proj": 3}}, "v_proj: 8.0 th"),
+    ]:
+        again = {"name": "lora", "rank": 4, "alpha": 8, "start_from": str(first / "adapter"), **key}
+        with pytest.raises(UserError, match=told):
+            run(workspace, method=again, output={"dir": "b"})
     assert not (workspace / "b").exists()
+
+
+BY_PEFT = {
+    "lora": (LoraConfig(target_modules="all-linear", r=4, lora_alpha=8), {"rank": 4, "alpha": 8}),
+    "lora, rank-stabilized": (
+        LoraConfig(target_modules=["q_proj", "o_proj"], r=4, lora_alpha=8, use_rslora=True),
+        {"rank": 4, "alpha": 8, "rank_stabilized": True, "target_modules": ["q_proj", "o_proj"]},
+    ),
+    "lora, patterns and head": (
+        LoraConfig(
+            target_modules="all-linear", r=4, lora_alpha=8, modules_to_save=["lm_head"],
+            rank_pattern={"q_proj": 2}, alpha_pattern={".*mlp.*": 3},
+        ),
+        {
+            "rank": 4, "alpha": 8, "modules_to_save": ["lm_head"],
+            "rank_pattern": {".*q_proj": 2}, "alpha_pattern": {"layers.*mlp.*": 3},
+        },
+    ),
+    "dora": (LoraConfig(target_modules="all-linear", r=4, lora_alpha=8, use_dora=True), {"rank": 4, "alpha": 8}),
+    "adalora": (
+        AdaLoraConfig(target_modules=["q_proj", "v_proj"], init_r=4, target_r=2, total_step=9, lora_alpha=8),
+        {"initial_rank": 4, "target_rank": 2, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+    ),
+    "vera": (VeraConfig(target_modules=["q_proj", "v_proj"], r=8), {"rank": 8, "target_modules": ["q_proj", "v_proj"]}),
+    "ia3": (
+        IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    ),
+    "prefix_tuning": (PrefixTuningConfig(num_virtual_tokens=3), {"virtual_tokens": 3}),
+    "prompt_tuning": (PromptTuningConfig(num_virtual_tokens=3), {"virtual_tokens": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning")  # PEFT's own
+@pytest.mark.parametrize("name", BY_PEFT)
+def test_training_goes_on_from_an_adapter_that_peft_made(workspace, name):
+    """At a rate of nothing it stays what PEFT made, logits and all; at a real one it moves and its loss falls."""
+    config, settings = BY_PEFT[name]
+    config = copy.deepcopy(config)
+    config.task_type = TaskType.CAUSAL_LM
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(workspace / "base"), config)
+    randomize(theirs).eval().save_pretrained(workspace / "theirs")
+    method = {"name": name.partition(",")[0], "start_from": str(workspace / "theirs"), **settings}
+    if "rank" in settings or "initial_rank" in settings:
+        method["dropout"] = 0.0
+    once = {"max_steps": 1, "batch_size": 24, "learning_rate": 1e-30}
+    _, still = run(workspace, method=method, training=once, output={"dir": "still"})
+    wanted = [rows[3:] for rows in logits(theirs)] if name == "prompt_tuning" else logits(theirs)
+    found = models.load_base(ModelSection(base=workspace / "base"), torch.float32, torch.device("cpu"))
+    files.load_adapter(found, still / "adapter")
+    if name != "adalora":  # which prunes at its last allocation
+        assert comparing.max_difference(logits(found), wanted) <= 1e-5
+    more = {"max_steps": 6, "batch_size": 24, "learning_rate": 1e-2, "optimizer": "adamw"}
+    _, further = run(workspace, method=method, training=more, output={"dir": "further"})
+    losses = [line["loss"] for line in metrics(further)]
+    assert losses[0] == pytest.approx(metrics(still)[0]["loss"], rel=1e-6)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,27 @@
-"""PEFT as judge: adapters go both ways with the same logits."""
+"""PEFT as judge: adapters go both ways with the same logits, in fresh processes that know the other side not at all."""
 
 import copy
 import json
-import re
+from itertools import product
 
 import pytest
 import torch
 from conftest import KINDS, make_model, make_tokenizer, save_base
-from method_kit import SETTINGS, assert_same, logits, randomize
+from elsewhere import ask
+from method_kit import ROWS, SETTINGS, assert_same, logits, randomize
 from peft import (
     AdaLoraConfig,
     IA3Config,
     LoraConfig,
-    PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
     TaskType,
     VeraConfig,
-    get_peft_model,
 )
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ftune import comparing
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.errors import UserError
@@ -70,55 +70,10 @@ def real_name(settings, kind):
     return settings.model_copy(update={"modules_to_save": (names[0].split("|")["gpt2" in kind],)})
 
 
-def without_prompt(found, settings):
-    """PEFT gives the logits of a prompt's own tokens too."""
-    return [rows[3:] for rows in found] if settings.name == "prompt_tuning" else found
-
-
 def as_if_pruned(model):
     """AdaLoRA's layers keep different ranks."""
     for k, layer in enumerate(module for module in model.modules() if isinstance(module, AdaloraLinear)):
         layer.keep(torch.arange(len(layer.kept)) < 1 + k % 4)
-
-
-@pytest.fixture(params=[(kind, name) for kind in KINDS for name in OURS], ids=" ".join)
-def trained(request, tmp_path):
-    """(settings, base folder, adapter folder, live logits) of a trained adapter that was saved."""
-    kind, name = request.param
-    settings = real_name(OURS[name], kind)
-    base = save_base(tmp_path / "base", kind)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    METHODS[settings.name].attach(model, settings)
-    randomize(model)
-    as_if_pruned(model)
-    files.save_adapter(tmp_path / "adapter", model, make_tokenizer(), settings, str(base), {})
-    return settings, base, tmp_path / "adapter", logits(model)
-
-
-WARNINGS_OF_PEFT = ("ignore::UserWarning", "ignore:The following rank_pattern keys:RuntimeWarning")
-
-
-@pytest.mark.filterwarnings(*WARNINGS_OF_PEFT)
-def test_our_adapter_gives_the_same_logits_in_peft(trained):
-    """Cases 58, 62, 64, 65 and 66."""
-    settings, base, adapter, live = trained
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-    assert_same(without_prompt(logits(theirs), settings), live)
-
-
-@pytest.mark.filterwarnings(*WARNINGS_OF_PEFT)
-def test_peft_adapter_gives_the_same_logits_in_ftune(trained, tmp_path):
-    """PEFT trains on from our adapter, as it were, and saves; its own file gives its own logits in ftune."""
-    settings, base, adapter, _ = trained
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if re.search("lora_|vera_|ia3_|prompt_encoder|modules_to_save", name) and "ranknum" not in name:
-                parameter.mul_(1.1)
-    theirs.eval().save_pretrained(tmp_path / "theirs")
-    ours = models.load_base(ModelSection(base=base), torch.float32, torch.device("cpu"))
-    files.load_adapter(ours, tmp_path / "theirs")
-    assert_same(logits(ours), without_prompt(logits(theirs), settings))
 
 
 THEIRS = {
@@ -140,22 +95,75 @@ THEIRS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base of every architecture, as folders."""
+    place = tmp_path_factory.mktemp("interchange")
+    for kind in KINDS:
+        save_base(place / kind, kind)
+    return place
+
+
+def saved(place, kind, name):
+    """Our adapter as if trained, written to a folder: the job of judging it, and its live logits."""
+    settings, folder = real_name(OURS[name], kind), place / f"{kind} {name}"
+    model = AutoModelForCausalLM.from_pretrained(place / kind)
+    METHODS[settings.name].attach(model, settings)
+    randomize(model)
+    as_if_pruned(model)
+    files.save_adapter(folder / "ours", model, make_tokenizer(), settings, str(place / kind), {})
+    return {"base": place / kind, "adapter": folder / "ours", "theirs": folder / "theirs"}, torch.cat(logits(model))
+
+
+@pytest.fixture(scope="module")
+def judged(folders):
+    """Live logits of our adapters, and what PEFT alone and ftune alone find in fresh processes."""
+    jobs, live = [], {}
+    for kind, name in product(KINDS, OURS):
+        job, live[f"{kind} {name}"] = saved(folders, kind, name)
+        jobs.append({**job, "name": f"{kind} {name}", "rows": ROWS})
+    for name, config in THEIRS.items():
+        config = copy.deepcopy(config)
+        config.task_type = TaskType.CAUSAL_LM
+        config.save_pretrained(folders / f"config of {name}")
+        paths = {"base": folders / "llama", "config": folders / f"config of {name}", "theirs": folders / f"by {name}"}
+        jobs.append({**paths, "name": f"made by PEFT, {name}", "rows": ROWS})
+    return live, ask("peft", jobs, folders), ask("ftune", jobs, folders)
+
+
+def without_prompt(rows, name):
+    """PEFT gives the logits of a prompt's own tokens too: three in front of each row."""
+    if name != "prompt":
+        return rows
+    lengths = [3 + len(row) for row in ROWS]
+    return torch.cat([part[3:] for part in rows.split(lengths)])
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_adapter_gives_the_same_logits_in_peft(judged, kind, name):
+    """Cases 58, 62, 64, 65 and 66, in fresh processes: live == PEFT == ftune."""
+    live, peft, ftune = judged
+    job = f"{kind} {name}"
+    assert_same([without_prompt(peft[f"{job}: ours"], name)], [live[job]])
+    assert_same([ftune[f"{job}: ours"]], [live[job]])
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_adapter_gives_the_same_logits_in_ftune(judged, kind, name):
+    """PEFT trains on from our adapter, as it were, and saves; its own file gives its own logits in ftune."""
+    live, peft, ftune = judged
+    theirs = without_prompt(peft[f"{kind} {name}: theirs"], name)
+    assert_same([ftune[f"{kind} {name}: theirs"]], [theirs])
+    assert comparing.max_difference([theirs], [live[f"{kind} {name}"]]) > 1e-4
+
+
 @pytest.mark.parametrize("name", THEIRS)
-def test_adapter_made_by_peft_gives_the_same_logits_in_ftune(tmp_path, name):
-    base = save_base(tmp_path / "base")
-    config = copy.deepcopy(THEIRS[name])
-    config.task_type = TaskType.CAUSAL_LM
-    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    theirs.save_pretrained(tmp_path / "adapter")
-    model = models.load_base(ModelSection(base=base), torch.float32, torch.device("cpu"))
-    files.load_adapter(model, tmp_path / "adapter")
-    assert_same(logits(model), [rows[3:] for rows in logits(theirs)] if name == "prompt" else logits(theirs))
+def test_adapter_made_by_peft_gives_the_same_logits_in_ftune(judged, name):
+    _, peft, ftune = judged
+    job = f"made by PEFT, {name}: theirs"
+    assert_same([ftune[job]], [without_prompt(peft[job], name)])
 
 
 @pytest.mark.parametrize(

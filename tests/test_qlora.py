@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_model, write_recipe
+from conftest import make_model, write_recipe, write_rows
 
 from ftune import checkpoint, comparing, folder, plan, recipe, train
 from ftune import model as models
@@ -129,6 +129,24 @@ def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(
     verified = verify_target(resolve(run))
     assert verified["passed"], verified
     assert {check["name"] for check in verified["checks"]} >= {"merge", "merged_folder", "adapter_live"}
+
+
+def test_classifier_over_four_bits_is_trained_proved_and_merged(workspace):
+    """Cases 58, 72 and 73."""
+    write_rows(workspace / "train.jsonl", [{"text": "abc"[i % 3] * (1 + i % 4), "label": i % 3} for i in range(24)])
+    sections = {"objective": {"name": "classification"}, "method": {"name": "qlora", "rank": 8, "dropout": 0.0}}
+    sections |= {"data": {"train": "train.jsonl", "test": "train.jsonl"}, "training": {"max_steps": 20}}
+    report = train_run(recipe.load(write_recipe(workspace, **sections, output={"dir": "run", "save": "both"})))
+    assert all(gate["passed"] for gate in report["gates"])
+    assert report["task"]["tuned"] > 0.9
+    assert (
+        report["artefact"]["kl_to_trained"]["dequantized"]
+        < 1e-9
+        < report["artefact"]["kl_to_trained"]["full_precision"]
+    )
+    verified = verify_target(resolve(workspace / "run"))
+    assert verified["passed"], verified
+    assert models.is_classifier(models.load_config(ModelSection(base=workspace / "run" / "merged")))
 
 
 def test_run_over_four_bits_that_was_killed_ends_with_the_same_bytes(workspace, monkeypatch):

@@ -12,15 +12,29 @@ from method_kit import randomize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ftune import comparing, quantized
+from ftune import classifier, comparing, quantized
 from ftune import model as models
-from ftune.artifacts import distance
+from ftune.artifacts import distance, files
+from ftune.classifier import Classes
 from ftune.errors import UserError
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
+from ftune.methods.head import method_of
 from ftune.recipe import ModelSection
 from ftune.run.inputs import hashes
-from ftune.settings import AdaloraSettings, BitfitSettings, DoraSettings, Ia3Settings, LoraSettings, VeraSettings
+from ftune.settings import (
+    METHOD_NAMES,
+    AdaloraSettings,
+    BitfitSettings,
+    BottleneckSettings,
+    DoraSettings,
+    Ia3Settings,
+    LinearProbeSettings,
+    LoraSettings,
+    PrefixTuningSettings,
+    PromptTuningSettings,
+    VeraSettings,
+)
 
 CPU = torch.device("cpu")
 ROWS = comparing.proof_rows(96, 512)
@@ -34,6 +48,13 @@ METHOD_SETTINGS = {
     "vera": VeraSettings(rank=8),
     "ia3": Ia3Settings(),
     "bitfit": BitfitSettings(),
+    "bottleneck": BottleneckSettings(size=8),
+    "bottleneck, parallel": BottleneckSettings(size=8, placement="parallel"),
+    "prefix": PrefixTuningSettings(virtual_tokens=3),
+    "prefix, projection": PrefixTuningSettings(virtual_tokens=3, projection=True),
+    "prompt": PromptTuningSettings(virtual_tokens=3),
+    "prompt, deep": PromptTuningSettings(virtual_tokens=3, depth="deep"),
+    "linear probe": LinearProbeSettings(),
 }
 
 
@@ -154,18 +175,96 @@ def test_trains_and_merges_as_a_float32_model_of_the_dequantized_weights(tmp_pat
     assert next(quantized.layers(pair[0]), None) is None
 
 
+@pytest.mark.parametrize("settings", [LORA, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_trains_and_merges_in_bfloat16_as_a_plain_bfloat16_model(tmp_path, settings, quantization):
+    """Evaluate, train, evaluate, train, merge: the layers must keep computing with the weights that can be read."""
+    section = ModelSection(base=save_base(tmp_path / "base"), quantization=quantization, dtype="bfloat16")
+    pair = [models.load_base(section, torch.bfloat16, CPU) for _ in range(2)]
+    quantized.dequantize(pair[1])
+    for model in pair:
+        METHODS[settings.name].attach(model, settings, seed=3)
+        randomize(model)
+    within = comparing.tolerance(pair[1], logits(pair[1]))
+    for _ in range(2):
+        same(*map(logits, pair), within)
+        ours, theirs = map(gradients, pair)
+        assert max(relative(ours[name], theirs[name]) for name in theirs) <= 0.02
+        for model in pair:
+            torch.optim.SGD(trainable(model).values(), lr=0.1).step()
+    tuned = logits(pair[0])
+    for model in pair:
+        METHODS[settings.name].merge(model)
+        same(logits(model), tuned, within)
+
+
 @pytest.mark.parametrize("name", METHOD_SETTINGS)
-def test_every_method_of_single_layers_works_over_four_bits(tmp_path, name):
-    settings = METHOD_SETTINGS[name]
-    model = load(save_base(tmp_path / "base", "qwen2"), quantization="nf4")
-    base = logits(model)
-    METHODS[settings.name].attach(model, settings)
-    same(logits(model), base, 1e-6)
-    assert all(float(g.abs().sum()) > 0 for g in gradients(randomize(model)).values())
-    tuned = logits(model)
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_every_method_works_over_a_quantized_base_as_over_its_dequantized_weights(tmp_path, name, quantization):
+    """Case 79 for all of them: start, gradients, logits, reload, generation with a cache, merge."""
+    settings, path = METHOD_SETTINGS[name], save_base(tmp_path / "base", "qwen2")
+    method, form = METHODS[settings.name], {"quantization": quantization}
+    ours, theirs = load(path, **form), reference(path, **form)
+    base = logits(ours)
+    for model in (ours, theirs):
+        method.attach(model, settings, seed=3)
+    if not hasattr(settings, "virtual_tokens"):
+        same(logits(ours), base, 1e-6)
+    copy_trained(theirs, randomize(ours))
+    wanted = gradients(theirs)
+    for parameter, gradient in gradients(ours).items():
+        assert float(gradient.norm()) > 0, parameter
+        assert relative(gradient, wanted[parameter]) <= 1e-3, parameter
+    tuned = logits(ours.eval())
+    same(tuned, logits(theirs))
     assert comparing.max_difference(tuned, base) > 1e-3
-    METHODS[settings.name].merge(model)
-    same(logits(model), tuned)
+
+    files.save_adapter(tmp_path / "a", ours, make_tokenizer(), settings, str(path), {"method": settings.model_dump()})
+    again = load(path, **form)
+    files.load_adapter(again, tmp_path / "a")
+    same(logits(again), tuned, 1e-6)
+    assert torch.equal(greedy(ours, use_cache=True), greedy(ours, use_cache=False))
+    assert torch.equal(greedy(ours, use_cache=True), greedy(theirs.eval(), use_cache=True))
+    if METHOD_NAMES[settings.name].abilities.merging:
+        method.merge(ours)
+        same(logits(ours), tuned)
+
+
+def copy_trained(model, source):
+    for name, parameter in trainable(model).items():
+        parameter.data.copy_(trainable(source)[name])
+
+
+def greedy(model, use_cache):
+    ids = torch.tensor([ROWS[1]])
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=use_cache, **options)
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "prefix", "bottleneck", "linear probe"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_classifiers_stand_on_quantized_bases_too(tmp_path, name, quantization):
+    """The head stays plain, is trained and saved with the rest, and the merge equals what was trained."""
+    settings, path, classes = METHOD_SETTINGS[name], save_base(tmp_path / "base"), Classes(("a", "b", "c"), 0)
+    ours, theirs = (classifier.build(model, classes, 1) for model in
+                    (load(path, quantization=quantization), reference(path, quantization=quantization)))  # fmt: skip
+    method = method_of(settings.name, ours)
+    for model in (ours, theirs):
+        method.attach(model, settings, seed=3)
+    assert not quantized.is_quantized(ours.score)
+    assert "score.weight" in trainable(ours)
+    copy_trained(theirs, randomize(ours))
+    wanted, found = gradients(theirs), gradients(ours)
+    assert all(relative(found[name], wanted[name]) <= 1e-3 for name in trainable(ours))
+    tuned = logits(ours)
+    same(tuned, logits(theirs))
+    files.save_adapter(tmp_path / "a", ours, make_tokenizer(), settings, str(path), {"method": settings.model_dump()})
+    again = classifier.build(load(path, quantization=quantization), files.read_classes(tmp_path / "a"))
+    files.load_adapter(again, tmp_path / "a")
+    same(logits(again), tuned, 1e-6)
+    if METHOD_NAMES[settings.name].abilities.merging:
+        method.merge(ours)
+        same(logits(ours), tuned)
 
 
 def test_a_quantized_module_is_not_trained_in_full(tmp_path):

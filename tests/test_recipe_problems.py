@@ -118,6 +118,29 @@ def test_epochs_and_max_steps_exclude_each_other(write: Any) -> None:
         assert the_problem(write(MINIMAL), overrides).what == "give either training.epochs or training.max_steps"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.double_quantization=false"], "model.double_quantization is for nf4 and fp4"),
+        (["model.quantization=int8", "model.double_quantization=false"], "model.quantization is int8"),
+        (["model.revision=main"], "model.revision is for bases on the hub"),
+        (["method={name: lora, init: olora, start_from: a}"], "leave method.init out"),
+        (["method={name: prompt_tuning, init_text: x, start_from: a}"], "leave method.init_text out"),
+        (["method={name: ia3, feedforward_modules: [down_proj]}"], "name those too"),
+    ],
+)
+def test_key_that_would_have_no_effect_beside_another_is_refused(write, tmp_path, overrides, told):
+    (tmp_path / "base").mkdir()
+    assert told in the_problem(write(MINIMAL), overrides).what
+
+
+def test_keys_of_quantization_and_hub_are_taken_where_they_have_an_effect(write):
+    found = load(
+        write(MINIMAL), ["model={base: owner/name, revision: main, quantization: fp4, double_quantization: false}"]
+    )
+    assert (found.model.revision, found.model.double_quantization) == ("main", False)
+
+
 def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
     text = (
         "model: ./base\n"

@@ -1,11 +1,16 @@
 """Which modules a recipe's target_modules and layers mean, on any architecture."""
 
+import re
+
 import pytest
 from conftest import SHAPES, make_model
+from pydantic import ValidationError
 
 from ftune.errors import UserError
+from ftune.methods import METHODS
 from ftune.methods.base import decoder_layers
 from ftune.methods.targets import find_targets
+from ftune.settings import DoraSettings, Ia3Settings, LoraSettings
 
 
 @pytest.mark.parametrize(("name", "count"), [("all-linear", 14), ("attention", 8), ("mlp", 6)])
@@ -24,6 +29,28 @@ def test_pattern_that_matches_nothing_is_named():
     assert "q_proj" in caught.value.problems[0].hint
     assert len(find_targets(make_model(), ["q_proj"], "all")) == 2
     assert len(find_targets(make_model(), [r".*layers\.1.*(q|k)_proj"], "all")) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (LoraSettings(rank_pattern={"typo_proj": 2}), r"'typo_proj' matches no adapted module .*method\.rank_pattern"),
+        (LoraSettings(target_modules=["q_proj"], alpha_pattern={"v_proj": 2}), "'v_proj' matches no adapted module"),
+        (DoraSettings(layers=[0], rank_pattern={r".*layers\.1.*": 2}), "matches no adapted module"),
+        (Ia3Settings(target_modules=["k_proj"], feedforward_modules=["down_proj"]), "'down_proj' matches no adapted"),
+    ],
+)
+def test_pattern_that_would_have_no_effect_is_named(settings, told):
+    """Case 54, also of the patterns beside target_modules."""
+    with pytest.raises(UserError) as caught:
+        METHODS[settings.name].attach(make_model(), settings)
+    [problem] = caught.value.problems
+    assert re.search(told, f"{problem.what} {problem.where}")
+
+
+def test_feedforward_modules_need_named_targets():
+    with pytest.raises(ValidationError, match=r"some of method\.target_modules"):
+        Ia3Settings(feedforward_modules=["down_proj"])
 
 
 def test_layer_that_does_not_exist_is_named():

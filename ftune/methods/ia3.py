@@ -57,6 +57,7 @@ def attach(model: PreTrainedModel, settings: Ia3Settings, seed: int = 0) -> None
         modules, feedforward = automatic(model, settings)
     else:
         modules = targets.find_targets(model, settings.target_modules, settings.layers)
+        targets.check_patterns(modules, {"feedforward_modules": settings.feedforward_modules})
         feedforward = {path for path in modules if any(targets.matches(p, path) for p in settings.feedforward_modules)}
     targets.refuse_embeddings(modules)
     for path, module in modules.items():

@@ -105,7 +105,9 @@ class LoraEmbedding(base.Adapted):
 
 def adapted_modules(model: PreTrainedModel, settings: LowRankSettings) -> Iterator[tuple[str, nn.Module, int, float]]:
     """Path, module, rank and alpha of everything that gets a low-rank update."""
-    for path, module in targets.find_targets(model, settings.target_modules, settings.layers).items():
+    found = targets.find_targets(model, settings.target_modules, settings.layers)
+    targets.check_patterns(found, {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern})
+    for path, module in found.items():
         rank = targets.pattern_value(settings.rank_pattern, path, settings.rank)
         yield path, module, rank, targets.pattern_value(settings.alpha_pattern, path, settings.alpha)
 

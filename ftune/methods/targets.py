@@ -24,6 +24,19 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
     return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)), default)
 
 
+def check_patterns(adapted: Iterable[str], patterns: Mapping[str, Iterable[str]]) -> None:
+    """Raise UserError for a pattern that means none of the adapted modules: it would have no effect."""
+    paths = list(adapted)
+    idle = [
+        Problem(f"{pattern!r} matches no adapted module", f"method.{key}", _available(paths))
+        for key, wanted in patterns.items()
+        for pattern in wanted
+        if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in paths)
+    ]
+    if idle:
+        raise UserError.collect(idle)
+
+
 def find_targets(
     model: PreTrainedModel, target_modules: str | Sequence[str], layers: str | Sequence[int]
 ) -> dict[str, nn.Module]:
@@ -77,7 +90,7 @@ def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str]) -> dict[st
     return {path: module for path, module in linear.items() if path in found}
 
 
-def _available(linear: dict[str, nn.Module]) -> str:
+def _available(linear: Iterable[str]) -> str:
     return "the model has " + ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linear}))
 
 

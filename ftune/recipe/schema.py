@@ -63,6 +63,25 @@ class ModelSection(Settings):
     chat_template: FilePath | None = Field(None, description="a Jinja file; null = the tokenizer's own")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
+    @field_validator("revision")
+    @classmethod
+    def _is_of_the_hub(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and isinstance(info.data.get("base"), Path):
+            raise PydanticCustomError("ftune", "model.revision is for bases on the hub, and this base is a folder")
+        return value
+
+    @field_validator("double_quantization")
+    @classmethod
+    def _has_constants(cls, value: bool, info: ValidationInfo) -> bool:
+        form = info.data.get("quantization")
+        if not value and form in ("none", "int8"):
+            raise PydanticCustomError(
+                "ftune",
+                "model.double_quantization is for nf4 and fp4, and model.quantization is {form}: leave it out",
+                {"form": form},
+            )
+        return value
+
 
 Weight = Annotated[
     Positive, Field(description="how often an epoch sees each of its rows: 2 is twice, 0.5 is every other row")

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ftune import folder as folders
 from ftune.folder import RunFolder
 from ftune.report import samples
@@ -37,6 +39,7 @@ def render(folder: Path) -> None:
     report.json may be missing. Raises UserError when report.json is missing or broken."""
     run = RunFolder(folder)
     report = folders.read_json(run.report)
+    recipe = run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None
     page = template("report.html.jinja").render(
         report=report,
         verdict=verdict(report),
@@ -44,11 +47,11 @@ def render(folder: Path) -> None:
         scores=_scores(report.get("task") or {}),
         confusion=confusion(report.get("task") or {}),
         checks=_checks(report.get("artefact") or {}),
-        charts=_charts(_lines(run.metrics)),
+        charts=_charts(_lines(run.metrics), "row" if _is_classifier(recipe) else "supervised token"),
         samples=samples.choose(_lines(run.samples)),
         plan=_optional(run.plan),
         manifest=_optional(run.manifest),
-        recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None,
+        recipe=recipe,
     )
     for name, text in (("report.html", page), ("report.md", markdown(report)), ("junit.xml", junit(report))):
         folders.write_text(folder / name, printable(text))
@@ -83,7 +86,19 @@ def _checks(artefact: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _is_classifier(recipe: str | None) -> bool:
+    """Whether the run learned labels, of which every row has one."""
+    try:
+        sections = yaml.safe_load(recipe or "")
+    except yaml.YAMLError:
+        return False
+    objective = sections.get("objective") if isinstance(sections, dict) else None
+    return (objective.get("name") if isinstance(objective, dict) else objective) == "classification"
+
+
+def _charts(metrics: Sequence[Mapping[str, Any]], weighed: str) -> list[Chart]:
+    """`weighed` is what the loss is a mean over."""
+
     def points(key: str) -> list[tuple[float, float]]:
         return [(float(row["step"]), float(row[key])) for row in metrics if row.get(key) is not None]
 
@@ -94,7 +109,7 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
         Series("validation", "dots", points("validation_loss")),
     ]
     found = [
-        chart("Loss", "nats per supervised token", series),
+        chart("Loss", f"nats per {weighed}", series),
         chart("Learning rate", "", [Series("", "line", points("learning_rate"))], may_be_log=False),
         chart("Gradient norm", "before clipping", [Series("", "line", points("grad_norm"))]),
     ]

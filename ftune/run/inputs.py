@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule
 from ftune.artifacts import files, proof
@@ -20,7 +20,8 @@ from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.datasets import Collector, is_classification, read_sets
-from ftune.settings import METHOD_NAMES, MethodSettings
+from ftune.run.start import start_from
+from ftune.settings import METHOD_NAMES
 from ftune.train import TrainingPlan, resolve_optimizer
 
 
@@ -172,34 +173,12 @@ def build_model(recipe: Recipe, inputs: Inputs, device: torch.device) -> tuple[A
     method = method_of(recipe.method.name, base)
     method.attach(base, recipe.method, recipe.training.seed)
     if recipe.method.start_from is not None:
-        start_from(base, recipe.method)
+        start_from(base, recipe)
     if run_plan.packing:
         comparing.prove_packing(base, recipe.model.attention)
     if plan.is_checkpointed(recipe, base):
         base.activation_checkpointing_enable({"use_reentrant": False})
     return base, hashes(base)
-
-
-def start_from(base: PreTrainedModel, settings: MethodSettings) -> None:
-    """Begin with an adapter that was trained before, of the same method and shape."""
-    assert settings.start_from is not None
-    found = files.read_settings(settings.start_from)
-    if METHODS[found.name] is not METHODS[settings.name]:
-        raise UserError(
-            f"{settings.start_from} is an adapter of {found.name}", "method.start_from", f"take method {found.name}"
-        )
-    differing = [
-        f"{key}: {getattr(found, key)} there, {getattr(settings, key)} here"
-        for key in ("alpha", "rank_stabilized", "initial_rank")
-        if hasattr(found, key) and getattr(found, key) != getattr(settings, key)
-    ]
-    if differing:
-        raise UserError(
-            f"that adapter was trained with other settings ({'; '.join(differing)})",
-            "method.start_from",
-            "give this recipe the settings of the adapter",
-        )
-    files.load_weights(base, settings.name, settings.start_from)
 
 
 @torch.no_grad()

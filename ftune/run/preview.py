@@ -4,10 +4,12 @@ from typing import Any
 
 from ftune import plan
 from ftune.batches import MicroBatch, collate
+from ftune.classifier import Classes
+from ftune.console.streams import note
 from ftune.errors import UserError
 from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
-from ftune.run.datasets import Collector, read_sets
+from ftune.run.datasets import Collector, is_classification, read_classes, read_sets
 from ftune.run.inputs import read, training_plan
 from ftune.run.pieces import pieces
 from ftune.settings import METHOD_NAMES, available
@@ -57,7 +59,7 @@ def _row(batch: MicroBatch, k: int, tokenizer: Any) -> dict[str, Any]:
 
 def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
     """The plan of the recipe's method, or of several by their defaults, from config.json alone."""
-    run_plan = training_plan(recipe, None)
+    run_plan, classes = training_plan(recipe, None), classes_to_plan(recipe)
     if methods is None:
         chosen: list[Any] = [recipe.method]
     else:
@@ -70,13 +72,25 @@ def plan_methods(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
             for name in names
         ]
     if methods != "all":
-        return [plan.make_plan(recipe, settings, run_plan).as_dict() for settings in chosen]
-    return [_plan_or_reason(recipe, settings, run_plan) for settings in chosen]
+        return [plan.make_plan(recipe, settings, run_plan, None, classes).as_dict() for settings in chosen]
+    return [_plan_or_reason(recipe, settings, run_plan, classes) for settings in chosen]
 
 
-def _plan_or_reason(recipe: Recipe, settings: Any, run_plan: TrainingPlan) -> dict[str, Any]:
+def classes_to_plan(recipe: Recipe) -> Classes | None:
+    """The labels of a classifier's training rows; a plan goes without them where they cannot be read, and says so."""
+    if not is_classification(recipe):
+        return None
+    try:
+        return read_classes(recipe, load_tokenizer(recipe.model), facts(recipe.model))
+    except UserError as error:
+        count = len(plan.UNREAD_CLASSES.labels)
+        note(f"the classifier is planned with {count} labels, as its rows were not read: {error.problems[0].what}")
+        return None
+
+
+def _plan_or_reason(recipe: Recipe, settings: Any, run_plan: TrainingPlan, classes: Classes | None) -> dict[str, Any]:
     """A method's plan, or why this model cannot have it (BitFit needs biases)."""
     try:
-        return plan.make_plan(recipe, settings, run_plan).as_dict()
+        return plan.make_plan(recipe, settings, run_plan, None, classes).as_dict()
     except UserError as error:
         return {"method": settings.name, "problem": error.problems[0].what}

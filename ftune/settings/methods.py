@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -55,6 +55,16 @@ class MethodSettings(Settings):
         return self.default_rate
 
 
+V = TypeVar("V")
+
+
+def _not_beside_start_from(key: str, value: V, default: V, info: ValidationInfo) -> V:
+    """What an adapter starts as has no effect where it continues another one."""
+    if value != default and info.data.get("start_from") is not None:
+        raise PydanticCustomError("ftune", "method.start_from says how it starts: leave method.{key} out", {"key": key})
+    return value
+
+
 class FullSettings(MethodSettings):
     # Small models want much more than large ones: measured at width 160, published at 2000 and above.
     default_rate = Rate(5e-5, exponent=1.5)
@@ -102,6 +112,11 @@ class LoraSettings(LowRankSettings):
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead of alpha/rank")
     init: Literal["default", "pissa", "olora"] = Field("default", description="how A and B start")
     learning_rate_ratio: Positive = Field(1.0, description="learning rate of B over that of A (LoRA+)")
+
+    @field_validator("init")
+    @classmethod
+    def _starts_in_one_way(cls, value: str, info: ValidationInfo) -> str:
+        return _not_beside_start_from("init", value, "default", info)
 
 
 class QloraSettings(LoraSettings):
@@ -167,6 +182,15 @@ class Ia3Settings(MethodSettings):
         (), description="those of the named modules whose inputs are scaled, not their outputs"
     )
 
+    @field_validator("feedforward_modules")
+    @classmethod
+    def _are_named(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("target_modules", "auto") == "auto":
+            raise PydanticCustomError(
+                "ftune", "method.feedforward_modules are some of method.target_modules: name those too"
+            )
+        return value
+
 
 class BitfitSettings(MethodSettings):
     default_rate = Rate(1e-3)
@@ -210,3 +234,8 @@ class PromptTuningSettings(VirtualTokenSettings):
     name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
     depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
     init_text: str | None = Field(None, min_length=1, description="the text they start as; null = random tokens")
+
+    @field_validator("init_text")
+    @classmethod
+    def _starts_in_one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _not_beside_start_from("init_text", value, None, info)
