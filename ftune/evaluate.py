@@ -33,7 +33,8 @@ def expected(example: Example) -> str:
 def has_answer(example: Example) -> bool:
     """Whether an answer can be generated and compared."""
     if "messages" in example.fields:
-        return bool(example.fields["messages"][-1]["role"] == "assistant")
+        last = example.fields["messages"][-1]
+        return bool(last["role"] == "assistant" and last.get("content") and not last.get("tool_calls"))
     return "completion" in example.fields
 
 
@@ -48,7 +49,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, shots: Sequ
             for message in [*question(shot), {"role": "assistant", "content": expected(shot)}]
             if message["role"] != "system"
         ]
-        text = chat.render_prompt(tokenizer, [*system, *solved, *(m for m in asked if m["role"] != "system")])
+        text = chat.render_prompt(
+            tokenizer, [*system, *solved, *(m for m in asked if m["role"] != "system")], example.fields.get("tools")
+        )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     solved_text = "".join(f"{shot.fields['prompt']}{expected(shot)}\n\n" for shot in shots)
     ids = list(tokenizer(solved_text + example.fields["prompt"])["input_ids"])

@@ -46,7 +46,7 @@ def load(tokenizer: PreTrainedTokenizerBase, path: Path, max_length: int, vocab_
             problems.append(row)
             continue
         try:
-            shape = data.detect_format(row.fields, "auto", row.place)
+            shape = data.detect(row.fields, "auto", row.place).shape
             example = data.make_example(tokenizer, row, shape, rules)
         except data.BadRow as error:
             problems.append(Problem(str(error), row.place, error.hint))
@@ -64,19 +64,6 @@ def load(tokenizer: PreTrainedTokenizerBase, path: Path, max_length: int, vocab_
     if max((max(e.tokens.input_ids) for e in Probe(suites, texts).everything), default=0) >= vocab_size:
         raise UserError("the probe has tokens outside the model's vocabulary", str(path))
     return Probe(suites, texts)
-
-
-def overlap(probe: Probe, training: Sequence[Example]) -> list[tuple[str, str]]:
-    """Pairs (probe row, training row) that ask the same, case and spacing aside."""
-
-    def key(example: Example) -> str | None:
-        if not evaluate.has_answer(example):
-            return None
-        return " ".join("\n".join(message["content"] for message in evaluate.question(example)).casefold().split())
-
-    trained = {found: example.row_id for example in training if (found := key(example)) is not None}
-    items = [example for examples in probe.suites.values() for example in examples]
-    return [(example.row_id, trained[found]) for example in items if (found := key(example)) in trained]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 from base_skills import PRACTISED, SKILLS
 from base_words import COLORS, DAYS, FOODS, NAMES, QUALITIES, ROOMS, THINGS
 
+from ftune.clean import Contamination, Item
+
 LISTS = ["shopping", "packing", "party"]
 LEVELS = ["low", "medium", "high"]
 DOORS = ["front", "back", "side", "garage"]
@@ -155,16 +157,18 @@ def conversation(request: str, answer: str) -> dict[str, Any]:
 
 
 def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any]]:
-    """Rows of every skill that the probe asks for, none of them in the probe."""
+    """Rows of every skill that the probe asks for; none holds what the probe asks, in other words around it either."""
     rng = random.Random(seed)
-    items = map(json.loads, probe.read_text(encoding="utf-8").splitlines())
-    taken = {item["messages"][0]["content"] for item in items if "messages" in item}
-    rows = []
+    items = [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
+    asked = [[m["content"] for m in item["messages"]] for item in items if "messages" in item]
+    probed = Contamination(Item(question, question, answer) for question, answer in asked)
+    taken = {question for question, _ in asked}
+    rows: list[dict[str, Any]] = []
     for name, skill in SKILLS.items():
         wanted = len(rows) + (0 if name in PRACTISED else per_skill)
         while len(rows) < wanted:
             [(request, answer)] = skill(rng)
-            if request not in taken:
+            if request not in taken and not probed.find([request], [answer]):
                 taken.add(request)
                 rows.append(conversation(request, answer))
     rng.shuffle(rows)

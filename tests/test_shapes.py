@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from ftune.data.shape_texts import full_text, question_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from ftune.data.detection import NEEDED
 from ftune.data.fields import renamed
 from ftune.data.messages import OTHER_ALIASES, USUAL_ALIASES
 from ftune.data.rows import SourceRow, read_rows
-from ftune.data.shape_texts import full_text, question_text
 from ftune.data.shapes import (
     BadRow,
     Completion,

@@ -1,6 +1,6 @@
 """What a row is on its way to the model: messages, their text with its turns, token ids with the supervised mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftune.errors import UserError
@@ -73,6 +73,18 @@ class TextTokens(Tokens):
     """Tokens of a text, with how many of them reach over the joint of a supervised span."""
 
     straddling: int = 0
+    starts: tuple[int, ...] = ()
+    """The character that each token begins at; the text's length for one that was added behind it."""
+    is_labelled: bool = False
+    """Whether the last token tells the row's class: then it alone is supervised, though it be the first."""
+
+    @property
+    def num_supervised(self) -> int:
+        return 1 if self.is_labelled else super().num_supervised
+
+    def cut(self, length: int) -> "TextTokens":
+        """The first tokens; which ones were supervised stays."""
+        return replace(self, input_ids=self.input_ids[:length], supervised=self.supervised[:length])
 
 
 @dataclass(frozen=True)

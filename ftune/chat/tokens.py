@@ -35,7 +35,9 @@ def tokenize(tokenizer: Any, rendered: Rendered) -> TextTokens:
     if rendered.ends_with_eos and tokenizer.eos_token_id is not None and input_ids[-1:] != [tokenizer.eos_token_id]:
         input_ids.append(tokenizer.eos_token_id)
         supervised.append(True)
-    return TextTokens(input_ids, supervised, straddling)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    starts += [len(rendered.text)] * (len(input_ids) - len(starts))
+    return TextTokens(input_ids, supervised, straddling, tuple(starts))
 
 
 def end_of_turn_ids(tokenizer: Any) -> list[int]:

@@ -31,9 +31,15 @@ def from_first_twins(twins: Positions, row_ids: Sequence[str]) -> Iterator[Twin]
         yield Twin(row_ids[row], row_ids[twins[row]], "duplicate", 1.0)
 
 
-def from_clusters(clusters: Positions, signatures: Sketches, row_ids: Sequence[str]) -> Iterator[Twin]:
-    """Near duplicates, each with the first row of its cluster; in a chain it may be less alike than the threshold."""
-    rows = np.flatnonzero(clusters != np.arange(len(clusters)))
+def from_clusters(
+    clusters: Positions, signatures: Sketches, row_ids: Sequence[str], rows: Positions | None = None
+) -> Iterator[Twin]:
+    """Near duplicates, each with the first row of its cluster; in a chain it may be less alike than the threshold.
+
+    rows: which of them; None is all.
+    """
+    if rows is None:
+        rows = np.flatnonzero(clusters != np.arange(len(clusters)))
     shares = signatures.similarity(clusters[rows], rows)
     for row, first, share in zip(rows.tolist(), clusters[rows].tolist(), shares.tolist(), strict=True):
         yield Twin(row_ids[row], row_ids[first], "near_duplicate", round(share, 3))

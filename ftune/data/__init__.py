@@ -1,6 +1,8 @@
 """Files -> rows -> checked examples."""
 
-from ftune.data.examples import LABELLED, MAX_SHOWN, Account, BadRow, Rules, detect_format, make_example
+from ftune.data.audit import Audit
+from ftune.data.detection import detect
+from ftune.data.examples import LABELLED, MAX_SHOWN, BadRow, Rules, make_example
 from ftune.data.labels import label_of, sorted_labels, with_class_ids
 from ftune.data.loading import Dataset, load
 from ftune.data.mixture import Mixture
@@ -11,7 +13,7 @@ from ftune.data.store import Example, Examples
 __all__ = [
     "LABELLED",
     "MAX_SHOWN",
-    "Account",
+    "Audit",
     "BadRow",
     "Dataset",
     "Example",
@@ -21,7 +23,7 @@ __all__ = [
     "Rules",
     "Source",
     "SourceRow",
-    "detect_format",
+    "detect",
     "label_of",
     "load",
     "make_example",

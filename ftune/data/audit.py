@@ -17,6 +17,9 @@ from ftune import chat
 
 ROLES = (*chat.ROLES, "text")
 """Who a token belongs to; `text` is what lies outside turns."""
+NUM_FIGURES = 3 * len(ROLES) + 2
+"""What is counted in one row: tokens by role, supervised ones by role, truncated ones by role, ends of turns in all
+and supervised ones."""
 USED = "used"
 SUPERVISED, READ, TRUNCATED = "supervised", "read", "truncated"
 """The fates of a used row's tokens; a dropped row's tokens share its reason."""
@@ -61,6 +64,14 @@ class Columns:
     truncated: Counts
     end_of_turn: Counts
     """(rows, 2): how many there are, how many are supervised."""
+
+    @classmethod
+    def from_figures(
+        cls, source: Sequence[str], row_id: Sequence[str], outcome: Sequence[str], figures: Counts
+    ) -> "Columns":
+        """figures: (rows, NUM_FIGURES)."""
+        by_role = figures[:, :-2].reshape(len(figures), 3, len(ROLES))
+        return cls(source, row_id, outcome, by_role[:, 0], by_role[:, 1], by_role[:, 2], figures[:, -2:])
 
     @classmethod
     def of(cls, rows: Sequence[RowFigures]) -> "Columns":

@@ -1,75 +1,46 @@
-"""Rows -> checked examples. Every row is accounted for: used, or dropped with a reason."""
+"""Rows -> checked examples: what a row means, its text, its tokens with the supervised mask, and what was counted."""
 
-import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ftune import chat
-from ftune.data.rows import Row, SourceRow
+from ftune.data.audit import ROLES, Counts
+from ftune.data.detection import LABELLED
+from ftune.data.fields import BadRow
+from ftune.data.rows import SourceRow
+from ftune.data.shapes import (
+    Completion,
+    Conversation,
+    Labelled,
+    PlainPreference,
+    Preference,
+    ShapedRow,
+    normalize,
+)
 from ftune.data.store import Example
 from ftune.errors import UserError
 
 MAX_SHOWN = 20
 """How many bad rows are told one by one before the rest is only counted."""
-
-SHAPES: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""The columns that each `data.format` needs, where the columns alone can tell it."""
-LABELLED = "labelled"
-"""The shape of rows with `text` and `label`; it is never guessed, the objective asks for it."""
+COUNTED_AS = {"prompt": "user", "completion": "assistant", "system+user": "user"}
+"""The role whose tokens those of a turn are counted among, where it has another name."""
 
 
-class BadRow(Exception):
-    """One row that cannot be used: what is wrong, and what to try."""
+class TooLong(BadRow):
+    """A row of more tokens than data.max_length."""
 
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__(
+            f"{length} tokens, more than the {limit} that data.max_length and the model's context allow",
+            "raise data.max_length up to the model's context, or set data.too_long to drop or truncate",
+        )
 
 
-@dataclass
-class Account:
-    """What became of the rows; the `data` part of report.json."""
-
-    rows_in: int = 0
-    rows_used: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    tokens_truncated: int = 0
-    supervised_tokens: int = 0
-
-    def count(self, example: Example) -> None:
-        self.rows_used += 1
-        self.tokens_truncated += example.tokens_truncated
-        self.supervised_tokens += example.tokens.num_supervised
-
-    def add(self, other: "Account") -> None:
-        self.rows_in += other.rows_in
-        self.rows_used += other.rows_used
-        self.dropped += other.dropped
-        self.tokens_truncated += other.tokens_truncated
-        self.supervised_tokens += other.supervised_tokens
-
-    @classmethod
-    def from_dict(cls, known: Mapping[str, Any]) -> "Account":
-        names = ("rows_in", "rows_used", "tokens_truncated", "supervised_tokens")
-        return cls(**{name: known[name] for name in names}, dropped=Counter(known["dropped"]))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "rows_in": self.rows_in,
-            "rows_used": self.rows_used,
-            "dropped": dict(sorted(self.dropped.items())),
-            "duplicates": None,
-            "contaminated": None,
-            "tokens_truncated": self.tokens_truncated,
-            "supervised_tokens": self.supervised_tokens,
-        }
+class NoLabels(BadRow):
+    """A row that would give no loss."""
 
 
 @dataclass(frozen=True)
@@ -97,160 +68,138 @@ class Rules:
         return self.on_bad_row == "skip"
 
 
-def detect_format(fields: Row, requested: str, place: str) -> str:
-    """The shape of the rows; decided by the columns of the first row when `auto`."""
-    if requested != "auto":
-        return requested
-    for name, columns in SHAPES.items():
-        if all(column in fields for column in columns):
-            return name
-    shapes = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in SHAPES.items())
-    raise UserError(
-        f"no known shape among the columns {', '.join(map(repr, fields))}" + _nearest_column(fields),
-        place,
-        f"needed are {shapes}; rename with data.columns, e.g. columns: {{prompt: question}}",
-    )
-
-
-def _nearest_column(fields: Row) -> str:
-    known = [column for columns in SHAPES.values() for column in columns]
-    for name in fields:
-        if (near := get_close_matches(name, known, 1)) and name not in known:
-            return f" (did you mean {near[0]!r} by {name!r}?)"
-    return ""
-
-
-def renamed(fields: Row, columns: Mapping[str, str]) -> Row:
-    renamed = dict(fields)
-    for ours, theirs in columns.items():
-        if theirs not in fields:
-            raise BadRow(f"no column {theirs!r}; columns are {', '.join(map(repr, fields))}", "check data.columns")
-        renamed[ours] = renamed.pop(theirs)
-    return renamed
-
-
-def _field(fields: Row, name: str) -> Any:
-    if name not in fields:
-        near = get_close_matches(name, list(fields), 1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise BadRow(f'missing "{name}"; columns are {", ".join(map(repr, fields))}{guess}', "see data.columns")
-    return fields[name]
-
-
-def _text_field(fields: Row, name: str) -> str:
-    value = _field(fields, name)
-    if not isinstance(value, str):
-        raise BadRow(f'"{name}" must be text, this is {json.dumps(value, ensure_ascii=False)[:40]}')
-    return value
-
-
-def check_messages(messages: Any) -> list[chat.Message]:
-    """The messages of a row, or BadRow: roles, order and contents are as a chat template expects them."""
-    if not isinstance(messages, list) or not messages:
-        raise BadRow('"messages" must be a list that is not empty')
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise BadRow(f"{where} must have a text `role` and a text `content`")
-        role = message["role"]
-        if role not in chat.ROLES:
-            near = get_close_matches(str(role), chat.ROLES, 1)
-            raise BadRow(f"{where} has the unknown role {role!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if role == "assistant" and not message["content"].strip():
-            raise BadRow(f"{where}: the assistant's answer is empty")
-        if i and role == messages[i - 1]["role"] and role in ("user", "assistant"):
-            raise BadRow(f"{where}: two {role} turns in a row")
-        if extra := set(message) - {"role", "content"}:
-            raise BadRow(f"{where} has keys this version cannot train on: {', '.join(sorted(extra))}")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise BadRow("no assistant turn, so nothing to learn from")
-    return messages
-
-
-def render(tokenizer: Any, fields: Row, shape: str) -> chat.Rendered:
-    """The text of a row in a known shape; raises BadRow."""
-    if shape == "messages":
-        if not tokenizer.chat_template:
-            raise UserError(
-                "rows are messages, but the tokenizer has no chat template",
-                "model.chat_template",
-                "name a Jinja file there, or give rows of prompt and completion",
-            )
-        return chat.render_messages(tokenizer, check_messages(_field(fields, "messages")))
-    if shape == "prompt_completion":
-        prompt, completion = _text_field(fields, "prompt"), _text_field(fields, "completion")
-        if not completion.strip():
-            raise BadRow("the completion is empty")
-        return chat.render_completion(tokenizer, prompt, completion)
-    text = _text_field(fields, "text")
-    if not text.strip():
-        raise BadRow("the text is empty")
-    if shape == LABELLED:
-        check_label(_field(fields, "label"))
-        return chat.Rendered(text, (), adds_special_tokens=True)
-    return chat.render_text(text)
-
-
-def check_label(label: Any) -> None:
-    """A label is text or a whole number; others would be told apart by accident."""
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        told = json.dumps(label, ensure_ascii=False)[:40]
-        raise BadRow(f'"label" must be text or a whole number, this is {told}', "name the classes")
-    if not str(label).strip():
-        raise BadRow("the label is empty")
-
-
-def _labelled(tokenizer: Any, tokens: chat.Tokens) -> chat.Tokens:
-    """The label is told at the last token. No row ends with the padding token: transformers would pool before it."""
-    ids = tokens.input_ids
-    while ids and ids[-1] == tokenizer.pad_token_id:
-        ids = ids[:-1]
-    if not ids:
-        raise BadRow("the text is nothing but padding")
-    return chat.LabelledTokens(ids, [False] * (len(ids) - 1) + [True])
-
-
-def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab_size: int | None = None) -> Example:
-    """One checked example; raises BadRow, with the reason it is dropped for in its text."""
-    fields = renamed(row.fields, rules.columns)
-    rendered = render(tokenizer, fields, shape)
-    tokens = chat.tokenize(tokenizer, rendered)
-    truncated = max(0, len(tokens) - rules.max_length)
-    if truncated:
-        if rules.too_long != "truncate":
-            raise TooLong(len(tokens), rules.max_length)
-        tokens = chat.Tokens(tokens.input_ids[: rules.max_length], tokens.supervised[: rules.max_length])
-    if shape == LABELLED:
-        tokens = _labelled(tokenizer, tokens)
-    if tokens.num_supervised == 0:
-        cut = f" within the first {rules.max_length} tokens" if truncated else ""
-        raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")
-    _check_vocabulary(tokens, vocab_size)
-    return Example(row.row_id, rendered.text, tokens, fields, truncated)
-
-
-class TooLong(BadRow):
-    """A row of more tokens than data.max_length."""
-
-    def __init__(self, length: int, limit: int) -> None:
-        super().__init__(
-            f"{length} tokens, more than the {limit} that data.max_length and the model's context allow",
-            "raise data.max_length up to the model's context, or set data.too_long to drop or truncate",
-        )
-
-
-class NoLabels(BadRow):
-    """A row that would give no loss."""
-
-
 def reason(error: BadRow) -> str:
     """What a dropped row is counted under."""
     return {TooLong: "too_long", NoLabels: "no_labels"}.get(type(error), "bad_row")
 
 
-def _check_vocabulary(tokens: chat.Tokens, vocab_size: int | None) -> None:
-    if vocab_size is not None and max(tokens.input_ids) >= vocab_size:
+def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab_size: int | None = None) -> Example:
+    """One checked example; raises BadRow, with the reason it is dropped for in its text."""
+    shaped = normalize(row.fields, shape, rules.columns)
+    try:
+        rendered = render(tokenizer, shaped)
+    except chat.TemplateRowError as error:
+        raise BadRow(error.problems[0].what, error.problems[0].hint) from error
+    tokens = chat.tokenize(tokenizer, rendered)
+    truncated = max(0, len(tokens) - rules.max_length)
+    if truncated and rules.too_long != "truncate":
+        raise TooLong(len(tokens), rules.max_length)
+    kept = tokens.cut(rules.max_length) if truncated else tokens
+    if isinstance(shaped, Labelled):
+        kept = _labelled(tokenizer, kept)
+    if kept.num_supervised == 0:
+        cut = f" within the first {rules.max_length} tokens" if truncated else ""
+        raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")
+    if vocab_size is not None and max(kept.input_ids) >= vocab_size:
         raise BadRow(
-            f"token id {max(tokens.input_ids)} is outside the model's {vocab_size} embeddings",
+            f"token id {max(kept.input_ids)} is outside the model's {vocab_size} embeddings",
             "the tokenizer does not belong to this model",
         )
+    figures = figures_of(tokenizer, rendered, tokens, kept)
+    notes = (*getattr(shaped, "notes", ()), *rendered.notes)
+    return Example(row.row_id, rendered.text, kept, fields_of(shaped), truncated, figures, notes)
+
+
+def render(tokenizer: Any, shaped: ShapedRow) -> chat.Rendered:
+    """The text of a row, with what shall be learned of it. Of two answers the chosen one is."""
+    match shaped:
+        case Conversation():
+            return _render_turns(tokenizer, shaped.messages, shaped.tools)
+        case Preference():
+            return _render_turns(tokenizer, (*_unlearned(shaped.messages), *shaped.chosen), shaped.tools)
+        case Completion():
+            return chat.render_completion(tokenizer, shaped.prompt, shaped.completion)
+        case PlainPreference():
+            return chat.render_completion(tokenizer, shaped.prompt, shaped.chosen)
+        case Labelled():
+            return chat.Rendered(
+                shaped.text, (), adds_special_tokens=True, turns=(chat.Turn("text", 0, len(shaped.text)),)
+            )
+    return chat.render_text(shaped.text)
+
+
+def _plain(messages: tuple[chat.Message, ...]) -> list[chat.Message]:
+    """As a template is given them."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+
+
+def _unlearned(messages: tuple[chat.Message, ...]) -> list[chat.Message]:
+    return [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages]
+
+
+def _render_turns(
+    tokenizer: Any, messages: tuple[chat.Message, ...], tools: tuple[chat.Message, ...] | None
+) -> chat.Rendered:
+    """A conversation; assistant turns of weight 0 are read, not learned."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            "rows are messages, but the tokenizer has no chat template",
+            "model.chat_template",
+            "name a Jinja file there, or give rows of prompt and completion",
+        )
+    rendered = chat.render_messages(tokenizer, _plain(messages), None if tools is None else list(tools))
+    answers = [message for message in messages if message["role"] == "assistant"]
+    learned = [span for span, answer in zip(rendered.spans, answers, strict=True) if answer.get("weight") != 0]
+    return rendered if len(learned) == len(answers) else replace(rendered, spans=tuple(learned))
+
+
+def fields_of(shaped: ShapedRow) -> dict[str, Any]:
+    """What an example keeps of its row, as JSON has it; what is absent stays absent."""
+    match shaped:
+        case Conversation():
+            found: dict[str, Any] = {"messages": _plain(shaped.messages), "tools": shaped.tools}
+        case Preference():
+            answers = {"chosen": list(shaped.chosen), "rejected": list(shaped.rejected)}
+            found = {"messages": _plain((*shaped.messages, *shaped.chosen)), **answers, "tools": shaped.tools}
+        case Completion():
+            found = {"prompt": shaped.prompt, "completion": shaped.completion}
+        case PlainPreference():
+            found = {"prompt": shaped.prompt, "completion": shaped.chosen, "rejected": shaped.rejected}
+        case Labelled():
+            found = {"text": shaped.text, "label": shaped.label}
+        case _:
+            found = {"text": shaped.text}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _labelled(tokenizer: Any, tokens: chat.TextTokens) -> chat.TextTokens:
+    """The label is told at the last token. No row ends with the padding token: transformers would pool before it."""
+    length = len(tokens)
+    while length and tokens.input_ids[length - 1] == tokenizer.pad_token_id:
+        length -= 1
+    if not length:
+        raise BadRow("the text is nothing but padding")
+    return replace(tokens.cut(length), supervised=[False] * (length - 1) + [True], is_labelled=True)
+
+
+def figures_of(tokenizer: Any, rendered: chat.Rendered, tokens: chat.TextTokens, kept: chat.Tokens) -> Counts:
+    """What the audit counts in a row: tokens, supervised and truncated ones by role, ends of turns (see `FIGURES`)."""
+    turns = sorted(rendered.turns, key=lambda turn: turn.start)
+    starts = np.array(tokens.starts)
+    places = np.searchsorted([turn.start for turn in turns], starts, side="right") - 1
+    outside = ROLES.index("text")
+    role_of_turn = [ROLES.index(COUNTED_AS.get(turn.role, turn.role)) for turn in turns]
+    ends = np.array([turn.end for turn in turns] or [0])
+    role = np.where((places >= 0) & (starts < ends[places]), np.array(role_of_turn or [outside])[places], outside)
+    length = len(kept)
+    supervised = np.zeros(len(role), bool)
+    supervised[:length] = kept.supervised
+    supervised[0] = bool(supervised[0]) and isinstance(kept, chat.TextTokens) and kept.is_labelled
+    counts = [np.bincount(part, minlength=len(ROLES)) for part in (role, role[supervised], role[length:])]
+    is_end = np.isin(tokens.input_ids, chat.end_of_turn_ids(tokenizer)) & (role == ROLES.index("assistant"))
+    return np.concatenate([*counts, [is_end.sum(), (is_end & supervised).sum()]])
+
+
+__all__ = [
+    "LABELLED",
+    "MAX_SHOWN",
+    "BadRow",
+    "NoLabels",
+    "Rules",
+    "TooLong",
+    "fields_of",
+    "figures_of",
+    "make_example",
+    "reason",
+    "render",
+]

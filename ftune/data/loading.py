@@ -1,12 +1,15 @@
-"""Sources -> a dataset: examples that are ready, the account of all rows, and how often each source is seen."""
+"""Sources -> a dataset: examples that are ready, what became of every row, and how often each source is seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ftune.data.examples import Account, Rules
+from ftune.data.audit import NUM_FIGURES, USED, Audit, Columns
+from ftune.data.examples import Rules
 from ftune.data.mixture import Mixture
 from ftune.data.preparing import Preparation, prepare
 from ftune.data.sources import Source
@@ -15,31 +18,58 @@ from ftune.data.store import Examples, Indices
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in the order of their files, with the account of where the other rows went."""
+    """Examples in the order of their sources, and what became of every row that was read."""
 
     examples: Examples
-    account: Account
-    weights: tuple[float, ...]
-    """How often an epoch sees the rows of each source."""
-    source_of: Indices
-    """Which source each example comes from, in ascending order."""
+    sources: tuple[Source, ...]
+    outcomes: NDArray[np.object_]
+    """For every row of the table: used, or the reason it is no example."""
+    notes: Mapping[str, int]
+    """What was done to rows that a user would want to know, and to how many."""
+    duplicates: int | None = None
+    contaminated: int | None = None
+    """How many rows were found to be so; None where nobody looked."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
     def mixture(self) -> Mixture:
-        counts = np.bincount(self.source_of, minlength=len(self.weights))
-        return Mixture.of(counts.tolist(), self.weights)
+        found = self.examples.table["source"].to_numpy()[self.examples.indices]
+        counts = np.bincount(found, minlength=len(self.sources))
+        return Mixture.of(counts.tolist(), [source.weight for source in self.sources])
 
-    def select(self, places: Indices) -> "Dataset":
-        """Some of the examples, in the same order; the account stays that of the rows that were read."""
-        return replace(self, examples=self.examples.select(places), source_of=self.source_of[places])
+    @cached_property
+    def audit(self) -> Audit:
+        """Where every row and every token went."""
+        table, audit = self.examples.table, Audit(duplicates=self.duplicates, contaminated=self.contaminated)
+        names = np.array([source.name for source in self.sources], dtype=object)
+        for name in names:
+            audit.expect(name)
+        figures = [chunk.flatten().to_numpy().reshape(-1, NUM_FIGURES) for chunk in table["figures"].chunks]
+        source = names[table["source"].to_numpy()].tolist()
+        row_ids = table["row_id"].to_pylist()
+        if figures:
+            audit.add(Columns.from_figures(source, row_ids, self.outcomes.tolist(), np.concatenate(figures)))
+        return audit
+
+    def without(self, gone: Mapping[str, Indices]) -> "Dataset":
+        """Some examples fewer: the places of those that are gone, by the reason the audit tells."""
+        outcomes = self.outcomes.copy()
+        for reason, places in gone.items():
+            outcomes[self.examples.indices[places]] = reason
+        kept = np.setdiff1d(np.arange(len(self)), np.concatenate([np.zeros(0, np.int64), *gone.values()]))
+        return replace(self, examples=self.examples.select(kept), outcomes=outcomes)
+
+    def only(self, places: Indices) -> "Dataset":
+        """Some examples as a data set of their own, which knows nothing of the others."""
+        table = self.examples.table.take(self.examples.indices[places])
+        return Dataset(Examples(table), self.sources, np.full(len(places), USED, object), {})
 
 
 def load(tokenizer: Any, sources: Sequence[Source], rules: Rules, vocab_size: int | None = None) -> Dataset:
     """All examples of some sources. Raises UserError with every problem found, and when nothing usable is left."""
     prepared = prepare(Preparation(tokenizer, rules, vocab_size), sources)
-    source_of = np.repeat(np.arange(len(sources)), prepared.counts)
-    weights = tuple(source.weight for source in sources)
-    return Dataset(Examples(prepared.table), prepared.account, weights, source_of)
+    outcomes = prepared.table["outcome"].to_numpy()
+    examples = Examples(prepared.table, np.flatnonzero(outcomes == USED))
+    return Dataset(examples, tuple(sources), outcomes, prepared.notes)

@@ -3,24 +3,28 @@
 Many are kept in a cache whose folders are named by the hash of everything that shaped them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from ftune import __version__, folder
+from ftune import folder
 from ftune.console.progress import task_progress
 from ftune.console.streams import note, warn
-from ftune.data.examples import MAX_SHOWN, Account, BadRow, Rules, detect_format, make_example, reason, renamed
+from ftune.data.audit import USED
+from ftune.data.detection import detect
+from ftune.data.examples import MAX_SHOWN, BadRow, Rules, make_example, reason
 from ftune.data.rows import SourceRow
 from ftune.data.sources import Source, suffixes
-from ftune.data.store import SCHEMA, open_file, to_batch
+from ftune.data.store import SCHEMA, dropped, open_file, to_batch
 from ftune.data.workers import num_workers, ordered
 from ftune.errors import Problem, UserError
 from ftune.quantities import format_count
@@ -29,6 +33,7 @@ CHUNK_ROWS = 500
 FEW_CHUNKS = 8
 """So many chunks are prepared in this process and kept in memory; to start others for them would take longer."""
 ROWS, FACTS = "rows.arrow", "facts.json"
+CODE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -43,45 +48,14 @@ class Preparation:
         tokenizer, template = self.tokenizer, self.tokenizer.chat_template
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         return {
-            "versions": {"ftune": __version__, "format": folder.FORMAT_VERSION},
+            "code": folder.sha256_json([folder.checksums(CODE / part) for part in ("chat", "data")]),
+            "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")},
             "tokenizer": folder.sha256_json([tokenizer.backend_tokenizer.to_str(), template, special]),
             # A template may write today's date.
             "date": date.today().isoformat() if "strftime" in str(template) else None,
             "rules": self.rules.as_dict(),
             "vocab_size": self.vocab_size,
         }
-
-
-@dataclass
-class Outcome:
-    """What became of some rows: the examples, the account of all, and the first problems of those that may not go."""
-
-    batches: list[pa.RecordBatch] = field(default_factory=list)
-    account: Account = field(default_factory=Account)
-    problems: list[Problem] = field(default_factory=list)
-    num_problems: int = 0
-
-    def blame(self, problem: Problem) -> None:
-        if problem in self.problems:
-            return
-        self.num_problems += 1
-        if len(self.problems) < MAX_SHOWN:
-            self.problems.append(problem)
-
-    def add(self, other: "Outcome") -> None:
-        """Account and problems of more rows; their examples go elsewhere."""
-        self.account.add(other.account)
-        unseen = other.num_problems - len(other.problems)
-        for problem in other.problems:
-            self.blame(problem)
-        self.num_problems += unseen
-
-    def told(self) -> list[Problem]:
-        """The problems that are told one by one, and a line for the rest."""
-        if self.num_problems <= MAX_SHOWN:
-            return self.problems
-        rest = f"and {self.num_problems - MAX_SHOWN + 1} more problems"
-        return [*self.problems[: MAX_SHOWN - 1], Problem(rest, "", "data.on_bad_row: skip drops and counts bad rows")]
 
 
 @dataclass(frozen=True)
@@ -95,32 +69,41 @@ class Task:
     """What makes the row ids unique where an earlier source has the same name."""
 
 
-def prepare_chunk(preparation: Preparation, task: Task) -> tuple[int, Outcome]:
-    """The source of a chunk and what became of its rows; every one is in the account."""
-    outcome, examples, rules = Outcome(), [], preparation.rules
+@dataclass
+class Outcome:
+    """What became of the rows of a chunk: each has a line in the batch; and the problems that may not be."""
+
+    batch: pa.RecordBatch
+    problems: list[Problem]
+    notes: Counter[str]
+
+
+def prepare_chunk(preparation: Preparation, task: Task) -> Outcome:
+    """The examples of a chunk, and a line for each of its other rows with the reason it was dropped for."""
+    rules, rows, outcomes = preparation.rules, [], []
+    problems: list[Problem] = []
+    notes: Counter[str] = Counter()
     for row in task.rows:
-        outcome.account.rows_in += 1
         if isinstance(row, Problem):
-            outcome.account.dropped["unreadable"] += 1
-            if rules.on_bad_row == "error":
-                outcome.blame(row)
+            rows.append(dropped(row.where))
+            outcomes.append("unreadable")
+            problems += [row] if rules.on_bad_row == "error" else []
             continue
         try:
             example = make_example(preparation.tokenizer, row, task.shape, rules, preparation.vocab_size)
         except BadRow as error:
-            outcome.account.dropped[reason(error)] += 1
+            rows.append(dropped(row.row_id))
+            outcomes.append(reason(error))
             if not rules.may_drop(error):
-                outcome.blame(Problem(f"{error}", f"{row.place} (row {row.row_id})", error.hint))
+                problems.append(Problem(f"{error}", f"{row.place} (row {row.row_id})", error.hint))
             continue
         except UserError as error:
-            for problem in error.problems:
-                outcome.blame(problem)
-            continue
-        examples.append(replace(example, row_id=example.row_id + task.suffix))
-        outcome.account.count(example)
-    if examples:
-        outcome.batches.append(to_batch(examples))
-    return task.source, outcome
+            problems += error.problems
+            break
+        rows.append(replace(example, row_id=example.row_id + task.suffix))
+        outcomes.append(USED)
+        notes.update(example.notes)
+    return Outcome(to_batch(rows, task.source, outcomes), problems, notes)
 
 
 def tasks_of(sources: Sequence[Source], rules: Rules) -> Iterator[Task]:
@@ -128,64 +111,86 @@ def tasks_of(sources: Sequence[Source], rules: Rules) -> Iterator[Task]:
     for number, (source, suffix) in enumerate(zip(sources, suffixes(sources), strict=True)):
         rows, shape = source.rows(), None
         while chunk := list(islice(rows, CHUNK_ROWS)):
-            for row in chunk:
-                if shape is None and isinstance(row, SourceRow):
-                    with suppress(BadRow):  # of a column that is not there, told with its row
-                        shape = detect_format(renamed(row.fields, rules.columns), rules.format, row.place)
+            readable = next((row for row in chunk if isinstance(row, SourceRow)), None)
+            if shape is None and readable is not None:
+                shape = detect(readable.fields, rules.format, readable.place, rules.columns).shape
             yield Task(number, chunk, shape or rules.format, suffix)
+
+
+class Collected:
+    """Problems and notes of all chunks, as many as are told."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.num_problems = self.rows_in = 0
+        self.dropped: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        for problem in outcome.problems:
+            if problem not in self.problems:
+                self.num_problems += 1
+                self.problems += [problem] if len(self.problems) < MAX_SHOWN else []
+        self.rows_in += len(outcome.batch)
+        self.dropped.update(outcome.batch["outcome"].to_pylist())
+        self.notes.update(outcome.notes)
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Raise UserError with every problem, up to a limit, or when nothing usable is left."""
+        problems, hidden = self.problems, self.num_problems - len(self.problems)
+        if not self.dropped.pop(USED, 0):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
+            told = f"0 usable examples ({self.rows_in} rows in" + (f"; dropped {reasons})" if reasons else ")")
+            where = ", ".join(source.place for source in sources)
+            problems = [*problems, Problem(told, where, "see the rows named above, if any")]
+        if len(problems) + hidden > MAX_SHOWN:
+            rest = f"and {len(problems) + hidden - MAX_SHOWN + 1} more problems"
+            hint = "data.on_bad_row: skip drops and counts bad rows"
+            problems = [*problems[: MAX_SHOWN - 1], Problem(rest, "", hint)]
+        if problems:
+            raise UserError.collect(problems)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The examples of some sources, in order, with the account of all their rows."""
+    """A line for every row of some sources, in order, and how often which note was made."""
 
     table: pa.Table
-    account: Account
-    counts: list[int]
-    """Examples of each source."""
+    notes: dict[str, int]
 
 
 def prepare(preparation: Preparation, sources: Sequence[Source]) -> Prepared:
-    """All examples of some sources. Raises UserError with every problem found, and when nothing usable is left."""
+    """All rows of some sources. Raises UserError with every problem found, and when nothing usable is left."""
     tasks = tasks_of(sources, preparation.rules)
     first = list(islice(tasks, FEW_CHUNKS + 1))
     if len(first) <= FEW_CHUNKS:
         batches: list[pa.RecordBatch] = []
-        counts, whole = _collect(ordered(partial(prepare_chunk, preparation), first, 1), sources, batches.append)
-        return Prepared(pa.Table.from_batches(batches, SCHEMA), whole.account, counts)
+        notes = _collect(preparation, (first, 1), sources, batches.append)
+        return Prepared(pa.Table.from_batches(batches, SCHEMA), notes)
     facts = preparation.facts() | {"sources": [[source.name, source.digest()] for source in sources]}
     path = folder.cache_folder("data") / folder.sha256_json(facts)
-    if (found := _find(path, facts)) is None:
-        _write(path, facts, preparation, sources, chain(first, tasks))
-        found = _find(path, facts)
-        assert found is not None
-    else:
-        note(f"{format_count(found.account.rows_used)} prepared rows found in {path}")
+    if (found := _find(path, facts)) is not None:
+        note(f"{format_count(len(found.table))} prepared rows found in {path}")
+        return found
+    _write(path, facts, preparation, sources, chain(first, tasks))
+    found = _find(path, facts)
+    assert found is not None
     return found
 
 
 def _collect(
-    found: Iterator[tuple[int, Outcome]], sources: Sequence[Source], keep: Callable[[pa.RecordBatch], object]
-) -> tuple[list[int], Outcome]:
-    """Hand every batch on; how many examples each source gave, and the outcome of all rows."""
-    counts, whole = [0] * len(sources), Outcome()
-    for source, outcome in found:
-        whole.add(outcome)
-        counts[source] += outcome.account.rows_used
-        for batch in outcome.batches:
-            keep(batch)
-    if not whole.account.rows_used:
-        whole.blame(_nothing_usable(sources, whole.account))
-    if problems := whole.told():
-        raise UserError.collect(problems)
-    return counts, whole
-
-
-def _nothing_usable(sources: Sequence[Source], account: Account) -> Problem:
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in account.dropped.items())
-    told = f" ({account.rows_in} rows in; dropped {reasons})" if reasons else f" ({account.rows_in} rows in)"
-    where = ", ".join(source.place for source in sources)
-    return Problem("0 usable examples" + told, where, "see the rows named above, if any")
+    preparation: Preparation,
+    work: tuple[Iterable[Task], int],
+    sources: Sequence[Source],
+    keep: Callable[[pa.RecordBatch], object],
+) -> dict[str, int]:
+    """Hand every batch on; the notes of all rows. `work`: the tasks, and how many workers share them."""
+    collected = Collected()
+    for outcome in ordered(partial(prepare_chunk, preparation), *work):
+        collected.add(outcome)
+        keep(outcome.batch)
+    collected.check(sources)
+    return dict(collected.notes)
 
 
 def _write(
@@ -202,20 +207,19 @@ def _write(
                 writer.write_batch(batch)
                 progress.advance(len(batch))
 
-            outcomes = ordered(partial(prepare_chunk, preparation), tasks, num_workers())
-            counts, whole = _collect(outcomes, sources, keep)
-        document = {"account": whole.account.as_dict(), "counts": counts}
-        folder.write_json(new / FACTS, {**facts, **document, "sha256": folder.sha256_file(new / ROWS)})
+            notes = _collect(preparation, (tasks, num_workers()), sources, keep)
+        digest = folder.sha256_file(new / ROWS)
+        folder.write_json(new / FACTS, {**facts, "notes": notes, "sha256": digest})
 
 
 def _find(path: Path, facts: dict[str, Any]) -> Prepared | None:
     """What the cache holds, where it was made from these very facts and is whole."""
     if not (path / FACTS).is_file() or not (path / ROWS).is_file():
         return None
-    with suppress(UserError):
+    with suppress(UserError, KeyError):
         known = folder.read_json(path / FACTS)
-        account, counts, digest = known.pop("account"), known.pop("counts"), known.pop("sha256")
+        notes, digest = known.pop("notes"), known.pop("sha256")
         if known == facts and digest == folder.sha256_file(path / ROWS):
-            return Prepared(open_file(path / ROWS), Account.from_dict(account), counts)
+            return Prepared(open_file(path / ROWS), notes)
     warn(f"the prepared rows in {path} are damaged and are made again")
     return None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,17 +11,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ftune import chat
+from ftune.data.audit import NUM_FIGURES, Counts
 
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
+        ("source", pa.int32()),
+        ("outcome", pa.string()),
         ("text", pa.large_string()),
         ("fields", pa.large_string()),  # JSON: in Arrow's own structs, keys that one row lacks would be null in it
         ("input_ids", pa.large_list(pa.int32())),
         ("supervised", pa.large_list(pa.bool_())),
         ("tokens_truncated", pa.int32()),
+        ("figures", pa.list_(pa.int32(), NUM_FIGURES)),
     ]
 )
+"""A line for every row that was read; `outcome` says which are examples, and the others' reasons."""
+EXAMPLE = ("row_id", "text", "fields", "input_ids", "supervised", "tokens_truncated")
 Indices = NDArray[np.int64]
 
 
@@ -34,17 +40,30 @@ class Example:
     tokens: chat.Tokens
     fields: dict[str, Any]
     tokens_truncated: int = 0
+    figures: Counts = field(default_factory=lambda: np.zeros(NUM_FIGURES, np.int64), compare=False)
+    """What the audit counts in it."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was done to it that a user would want to know; the same words for all such rows."""
 
 
-def to_batch(examples: Sequence[Example]) -> pa.RecordBatch:
-    """Examples as Arrow holds them."""
-    columns = [
-        [example.row_id for example in examples],
-        [example.text for example in examples],
-        [json.dumps(example.fields, ensure_ascii=False) for example in examples],
-        [example.tokens.input_ids for example in examples],
-        [example.tokens.supervised for example in examples],
-        [example.tokens_truncated for example in examples],
+def dropped(row_id: str, figures: Counts | None = None) -> Example:
+    """What is kept of a row that is no example."""
+    nothing = Example(row_id, "", chat.Tokens([], []), {})
+    return nothing if figures is None else replace(nothing, figures=figures)
+
+
+def to_batch(rows: Sequence[Example], source: int, outcomes: Sequence[str]) -> pa.RecordBatch:
+    """Rows of one source as Arrow holds them."""
+    columns: list[Any] = [
+        [row.row_id for row in rows],
+        [source] * len(rows),
+        outcomes,
+        [row.text for row in rows],
+        [json.dumps(row.fields, ensure_ascii=False) for row in rows],
+        [row.tokens.input_ids for row in rows],
+        [row.tokens.supervised for row in rows],
+        [row.tokens_truncated for row in rows],
+        [row.figures for row in rows],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
@@ -58,7 +77,7 @@ class Examples(Sequence[Example]):
         self.indices = np.arange(len(table)) if indices is None else indices
         self.class_ids = class_ids
         """The class of each example, where they are labelled."""
-        self._columns = [column.chunks for column in table.columns]
+        self._columns = [table[name].chunks for name in EXAMPLE]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._columns[0])])
 
     def __len__(self) -> int:
@@ -105,8 +124,7 @@ class Examples(Sequence[Example]):
             yield json.loads(column[int(index)].as_py())
 
     def row_ids(self) -> list[str]:
-        column = self.table["row_id"].combine_chunks()
-        ids: list[str] = column.take(pa.array(self.indices)).to_pylist()
+        ids: list[str] = self.table["row_id"].take(pa.array(self.indices)).to_pylist()
         return ids
 
 

@@ -1,6 +1,6 @@
 """The rows that a recipe names: read, checked, cleaned and told apart, before anything is loaded or written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ftune import classifier, data, probe
 from ftune.classifier import Classes
-from ftune.data import Dataset, Source
+from ftune.clean import Twin
+from ftune.data import Dataset, Source, findings
+from ftune.data.hub import hub_files
 from ftune.errors import Problem, UserError
 from ftune.evaluate import has_answer
 from ftune.model import ModelFacts
 from ftune.probe import Probe
-from ftune.recipe import DataFile, HubDataset, Recipe
+from ftune.recipe import DataFile, DataSection, Recipe
+from ftune.run.cleaning import clean_rows, items_of
 
 
 class Collector:
@@ -41,6 +44,8 @@ class Sets:
     probe: Probe | None
     classes: Classes | None
     """What a classifier is to tell apart; None where a language model is trained."""
+    twins: list[Twin]
+    """Training rows that repeat others or what is measured, with these."""
 
 
 def is_classification(recipe: Recipe) -> bool:
@@ -56,42 +61,63 @@ def rules_of(recipe: Recipe, max_positions: int | None) -> data.Rules:
     return data.Rules(shape, section.columns, limit, section.too_long, section.on_bad_row)
 
 
-def source_of(entry: DataFile | HubDataset) -> Source:
-    assert isinstance(entry, DataFile)
-    return Source(entry.path, entry.weight)
+def sources_of(section: DataSection) -> list[Source]:
+    """The files of the training rows; a hub dataset is all those of its split."""
+    sources: list[Source] = []
+    for entry in section.train_rows:
+        if isinstance(entry, DataFile):
+            sources.append(Source(entry.path, entry.weight))
+        else:
+            files = hub_files(str(entry.hub), entry.split, entry.revision).paths
+            sources += [Source(path, entry.weight) for path in files]
+    return sources
 
 
 def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts, collector: Collector) -> Sets:
-    """All rows of a recipe; what is wrong with them is the collector's."""
+    """All rows of a recipe, cleaned; what is wrong with them is the collector's."""
     section, is_labelled = recipe.data, is_classification(recipe)
     if is_labelled:
         with collector.stage():
             classifier.choose_pad(tokenizer)
     rules = rules_of(recipe, facts.max_positions)
 
-    def load(sources: Sequence[Source]) -> Dataset | None:
+    def load(path: object) -> Dataset | None:
         with collector.stage():
-            return data.load(tokenizer, sources, rules, facts.vocab_size)
+            return data.load(tokenizer, [Source(path)], rules, facts.vocab_size) if isinstance(path, Path) else None
         return None
 
-    train = load([source_of(entry) for entry in section.train_rows])
-    validation = load([Source(section.validation)]) if isinstance(section.validation, Path) else None
-    test = load([Source(section.test)]) if section.test else None
-    classes = None
+    train = classes = items = None
+    with collector.stage():
+        train = data.load(tokenizer, sources_of(section), rules, facts.vocab_size)
+    validation, test = load(section.validation), load(section.test)
+    with collector.stage():
+        if not is_labelled and isinstance(recipe.evaluation.probe, Path):
+            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
+    twins: list[Twin] = []
+    if train is not None:
+        with collector.stage():
+            measured = [example for part in (validation, test) if part for example in part.examples]
+            wanted = list(items_of([*measured, *(items.everything if items else ())]))
+            cleaned = clean_rows(train, section, wanted, recipe.training.seed)
+            train, validation, twins = cleaned.train, cleaned.validation or validation, cleaned.twins
     if is_labelled and train is not None:
         with collector.stage():
             classes = Classes(data.sorted_labels(train.examples), tokenizer.pad_token_id)
         if classes is not None:
             train, validation, test = number(collector, classes, train, validation, test)
-    items = None
-    with collector.stage():
-        if not is_labelled and isinstance(recipe.evaluation.probe, Path):
-            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
     with collector.stage():
         if not is_labelled or test is None:
             check_scorable(recipe, test)
-        check_overlap(items, train)
-    return Sets(train, validation, test, items, classes)
+    if train is not None:
+        collector.problems += findings.blocking(train.audit)
+    return Sets(train, validation, test, items, classes, twins)
+
+
+def read_classes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> Classes:
+    """What a classifier is to tell apart, from its training rows alone."""
+    classifier.choose_pad(tokenizer)
+    rows = data.load(tokenizer, sources_of(recipe.data), rules_of(recipe, facts.max_positions))
+    return Classes(data.sorted_labels(rows.examples), tokenizer.pad_token_id)
 
 
 def number(collector: Collector, classes: Classes, *sets: Dataset | None) -> list[Dataset | None]:
@@ -113,16 +139,3 @@ def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
         raise UserError("test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss")
     if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
         raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")
-
-
-def check_overlap(items: Probe | None, train: Dataset | None) -> None:
-    """What is trained on cannot tell what was forgotten."""
-    if items is None or train is None:
-        return
-    if pairs := probe.overlap(items, train.examples):
-        asked, trained = pairs[0]
-        raise UserError(
-            f"probe_overlap: {len(pairs)}; probe row {asked} asks what training row {trained} teaches",
-            "evaluation.probe",
-            "take these rows out of the training data or the probe",
-        )

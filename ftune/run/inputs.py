@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
-from ftune.data import Dataset, Mixture
+from ftune.clean import Twin
+from ftune.data import Dataset, Mixture, findings
 from ftune.errors import Problem, UserError
 from ftune.methods import METHODS
 from ftune.methods.head import method_of
@@ -38,10 +39,12 @@ class Inputs:
     prediction: Prediction
     classes: Classes | None = None
     """What a classifier is to tell apart; None where a language model is trained."""
+    twins: tuple[Twin, ...] = ()
+    """Training rows that repeat others or what is measured, with these."""
 
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
-        return self.train.account.as_dict()
+        return findings.document(self.train.audit, self.classes is None)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -52,6 +55,8 @@ def resolve(recipe: Recipe) -> Recipe:
         rate = recipe.method.rate(model.facts(recipe.model).width)
     except UserError:
         return recipe
+    if not METHODS[recipe.method.name].trains_head_alone:
+        rate = float(f"{rate * recipe.objective.rate_share:.1e}")
     training = recipe.training.model_copy(update={"learning_rate": rate})
     return recipe.model_copy(update={"training": training})
 
@@ -106,11 +111,21 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     sets = read_sets(recipe, tokenizer, facts, collector)
     run_plan = training_plan(recipe, sets.train.mixture if sets.train else None)
     with collector.stage():
-        supervised = sets.train.account.supervised_tokens if sets.train else None
+        supervised = sets.train.audit.supervised_tokens if sets.train else None
         prediction = plan.make_plan(recipe, recipe.method, run_plan, supervised, sets.classes)
     if collector.problems or sets.train is None or prediction is None:
         return None
-    return Inputs(tokenizer, sets.train, sets.validation, sets.test, sets.probe, run_plan, prediction, sets.classes)
+    return Inputs(
+        tokenizer,
+        sets.train,
+        sets.validation,
+        sets.test,
+        sets.probe,
+        run_plan,
+        prediction,
+        sets.classes,
+        tuple(sets.twins),
+    )
 
 
 def check_possible(recipe: Recipe, collector: Collector) -> None:

@@ -6,6 +6,7 @@ from ftune import plan
 from ftune.batches import MicroBatch, collate
 from ftune.classifier import Classes
 from ftune.console.streams import note
+from ftune.data import findings
 from ftune.errors import UserError
 from ftune.model import facts, load_tokenizer
 from ftune.recipe import Recipe
@@ -39,7 +40,7 @@ def inspect(recipe: Recipe, num_rows: int | None) -> dict[str, Any]:
         {**_row(batch, k, tokenizer), "text": example.text, "tokens_truncated": example.tokens_truncated}
         for k, example in enumerate(shown)
     ]
-    return {"rows": rows, "data": sets.train.account.as_dict()}
+    return {"rows": rows, "data": findings.document(sets.train.audit, sets.classes is None)}
 
 
 def _row(batch: MicroBatch, k: int, tokenizer: Any) -> dict[str, Any]:

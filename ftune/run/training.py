@@ -207,7 +207,7 @@ def finish(
     steps = {
         "per_epoch": per_epoch,
         "total": inputs.plan.total_steps,
-        "supervised_tokens": inputs.train.account.supervised_tokens,
+        "supervised_tokens": inputs.train.audit.supervised_tokens,
     }
     folder.write_json(run.plan, plan.with_measured(inputs.prediction, document["cost"]["peak_memory_bytes"], steps))
     folder.write_json_lines(run.samples, measured.samples)

@@ -74,7 +74,7 @@ class FullSettings(MethodSettings):
 
 
 class LinearProbeSettings(MethodSettings):
-    default_rate = Rate(1e-3)
+    default_rate = Rate(3e-3)
 
     name: Literal["linear_probe"] = Field("linear_probe", description="a new head on frozen features")
     layers: Literal["all"] = Field("all", description="the head stands above all of them")
@@ -230,6 +230,7 @@ class PrefixTuningSettings(VirtualTokenSettings):
 
 class PromptTuningSettings(VirtualTokenSettings):
     default_rate = Rate(1e-2)
+    deep_rate: ClassVar = Rate(5e-2)
 
     name: Literal["prompt_tuning"] = Field("prompt_tuning", description="embeddings in front of the text")
     depth: Literal["shallow", "deep"] = Field("shallow", description="in front of the input, or of every layer's")
@@ -239,3 +240,7 @@ class PromptTuningSettings(VirtualTokenSettings):
     @classmethod
     def _starts_in_one_way(cls, value: str | None, info: ValidationInfo) -> str | None:
         return _not_beside_start_from("init_text", value, None, info)
+
+    @property
+    def rate(self) -> Rate:
+        return self.deep_rate if self.depth == "deep" else self.default_rate
