@@ -1,6 +1,6 @@
 """What a row is on its way to the model: messages, their text with its turns, token ids with the supervised mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ftune.errors import UserError
@@ -52,6 +52,8 @@ class Tokens:
 
     input_ids: list[int]
     supervised: list[bool]
+    straddling: int = field(default=0, kw_only=True)
+    """How many tokens reach over an end of a supervised span."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -66,13 +68,6 @@ class Tokens:
         """Unshifted labels: the token itself where it is supervised, else -100; never for the first token."""
         pairs = zip(self.input_ids, self.supervised, strict=True)
         return [token if wanted and i else -100 for i, (token, wanted) in enumerate(pairs)]
-
-
-@dataclass(frozen=True)
-class TextTokens(Tokens):
-    """Tokens of a text, with how many of them reach over the joint of a supervised span."""
-
-    straddling: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from ftune.chat.rows import Rendered, TextTokens
+from ftune.chat.rows import Rendered, Tokens
 from ftune.chat.shape import shape_of
 from ftune.chat.template import template_of
 from ftune.errors import UserError
 
 
-def tokenize(tokenizer: Any, rendered: Rendered) -> TextTokens:
+def tokenize(tokenizer: Any, rendered: Rendered) -> Tokens:
     """Token ids of the whole text (so that tokens at a joint are those of inference) and the supervised mask.
 
     A token is supervised when its first character lies in a span; one that straddles the joint between prompt and
@@ -35,7 +35,7 @@ def tokenize(tokenizer: Any, rendered: Rendered) -> TextTokens:
     if rendered.ends_with_eos and tokenizer.eos_token_id is not None and input_ids[-1:] != [tokenizer.eos_token_id]:
         input_ids.append(tokenizer.eos_token_id)
         supervised.append(True)
-    return TextTokens(input_ids, supervised, straddling)
+    return Tokens(input_ids, supervised, straddling=straddling)
 
 
 def end_of_turn_ids(tokenizer: Any) -> list[int]:
