@@ -4,6 +4,7 @@ import pytest
 from chat_kit import call, fresh, message, tokenizer_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_chat_templates import expected_turn
 
 from ftune import chat
 
@@ -162,14 +163,13 @@ def test_any_chatml_conversation_is_supervised_exactly(messages):
 @given(conversations())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_thinking_conversation_is_supervised_exactly_or_refused(messages):
-    from test_chat_templates import expected_turn
-
     tokenizer = tokenizer_of("qwen3")
     try:
         found = supervised(tokenizer, messages)
-    except chat.TemplateRowError as error:
+    except chat.TemplateRowError:
         # Only where a template takes an answer apart that was not written as one thought and one answer.
-        assert any("think>" in m["content"] for m in messages), error
+        if not any("think>" in m["content"] for m in messages):
+            raise
         return
     ends = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     text = tokenizer.apply_chat_template(messages, tokenize=False)

@@ -15,7 +15,6 @@ from ftune.chat.rows import (
     Rendered,
     Span,
     TemplateRowError,
-    TextTokens,
     Tokens,
     Turn,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "Span",
     "TemplateCheck",
     "TemplateRowError",
-    "TextTokens",
     "Tokens",
     "Turn",
     "check_template",

@@ -1,6 +1,6 @@
 """What a row is on its way to the model: messages, their text with its turns, token ids with the supervised mask."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftune.errors import UserError
@@ -52,6 +52,8 @@ class Tokens:
 
     input_ids: list[int]
     supervised: list[bool]
+    straddling: int = field(default=0, kw_only=True)
+    """How many tokens reach over an end of a supervised span."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -70,10 +72,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TextTokens(Tokens):
-    """Tokens of a text, with how many of them reach over the joint of a supervised span."""
+    """Tokens of a text, and where in it they stand."""
 
-    straddling: int = 0
-    starts: tuple[int, ...] = ()
+    starts: tuple[int, ...] = field(default=(), compare=False)
     """The character that each token begins at; the text's length for one that was added behind it."""
     is_labelled: bool = False
     """Whether the last token tells the row's class: then it alone is supervised, though it be the first."""

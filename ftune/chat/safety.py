@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 from ftune.chat.rows import WHERE
 from ftune.errors import UserError
@@ -68,7 +68,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationMarks(Extension):
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -94,6 +94,8 @@ def within_budget(render: Callable[[], Any]) -> Any:
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines
+        if frame.f_code.co_filename != "<template>":  # as jinja2 names what it compiled; compiling is not counted
+            return None
         lines += 1
         if lines > MAX_LINES:
             raise TooLong

@@ -32,6 +32,7 @@ LOG_RATIO = 64
 
 Longest = tuple[int, str, str]
 Counts = NDArray[np.int64]
+Figures = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from ftune import chat
-from ftune.data.audit import ROLES, Counts
+from ftune.data.audit import ROLES, Figures
 from ftune.data.detection import LABELLED
 from ftune.data.fields import BadRow
 from ftune.data.rows import SourceRow
@@ -25,6 +23,7 @@ from ftune.errors import UserError
 
 MAX_SHOWN = 20
 """How many bad rows are told one by one before the rest is only counted."""
+PLACES = {role: place for place, role in enumerate(ROLES)}
 COUNTED_AS = {"prompt": "user", "completion": "assistant", "system+user": "user"}
 """The role whose tokens those of a turn are counted among, where it has another name."""
 
@@ -95,7 +94,7 @@ def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab
             f"token id {max(kept.input_ids)} is outside the model's {vocab_size} embeddings",
             "the tokenizer does not belong to this model",
         )
-    figures = figures_of(tokenizer, rendered, tokens, kept)
+    figures = figures_of(frozenset(chat.end_of_turn_ids(tokenizer)), rendered, tokens, kept)
     notes = (*getattr(shaped, "notes", ()), *rendered.notes)
     return Example(row.row_id, rendered.text, kept, fields_of(shaped), truncated, figures, notes)
 
@@ -172,22 +171,25 @@ def _labelled(tokenizer: Any, tokens: chat.TextTokens) -> chat.TextTokens:
     return replace(tokens.cut(length), supervised=[False] * (length - 1) + [True], is_labelled=True)
 
 
-def figures_of(tokenizer: Any, rendered: chat.Rendered, tokens: chat.TextTokens, kept: chat.Tokens) -> Counts:
-    """What the audit counts in a row: tokens, supervised and truncated ones by role, ends of turns (see `FIGURES`)."""
-    turns = sorted(rendered.turns, key=lambda turn: turn.start)
-    starts = np.array(tokens.starts)
-    places = np.searchsorted([turn.start for turn in turns], starts, side="right") - 1
-    outside = ROLES.index("text")
-    role_of_turn = [ROLES.index(COUNTED_AS.get(turn.role, turn.role)) for turn in turns]
-    ends = np.array([turn.end for turn in turns] or [0])
-    role = np.where((places >= 0) & (starts < ends[places]), np.array(role_of_turn or [outside])[places], outside)
-    length = len(kept)
-    supervised = np.zeros(len(role), bool)
-    supervised[:length] = kept.supervised
-    supervised[0] = bool(supervised[0]) and isinstance(kept, chat.TextTokens) and kept.is_labelled
-    counts = [np.bincount(part, minlength=len(ROLES)) for part in (role, role[supervised], role[length:])]
-    is_end = np.isin(tokens.input_ids, chat.end_of_turn_ids(tokenizer)) & (role == ROLES.index("assistant"))
-    return np.concatenate([*counts, [is_end.sum(), (is_end & supervised).sum()]])
+def figures_of(end_ids: frozenset[int], rendered: chat.Rendered, tokens: chat.TextTokens, kept: chat.Tokens) -> Figures:
+    """What the audit counts in a row: tokens, supervised and truncated ones by role, ends of turns (see NUM_FIGURES)."""
+    turns = sorted((turn.start, turn.end, COUNTED_AS.get(turn.role, turn.role)) for turn in rendered.turns)
+    length, supervised = len(kept), kept.supervised
+    counts, ends, current = [0] * (3 * len(ROLES)), [0, 0], 0
+    for i, (token, start) in enumerate(zip(tokens.input_ids, tokens.starts, strict=True)):
+        while current < len(turns) and turns[current][1] <= start:
+            current += 1
+        role = PLACES[turns[current][2]] if current < len(turns) and turns[current][0] <= start else PLACES["text"]
+        is_supervised = i < length and supervised[i]
+        counts[role] += 1
+        if i >= length:
+            counts[2 * len(ROLES) + role] += 1
+        elif is_supervised:
+            counts[len(ROLES) + role] += 1
+        if token in end_ids and role == PLACES["assistant"]:
+            ends[0] += 1
+            ends[1] += is_supervised
+    return (*counts, *ends)
 
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ftune import chat
-from ftune.data.audit import NUM_FIGURES, Counts
+from ftune.data.audit import NUM_FIGURES, Figures
 
 SCHEMA = pa.schema(
     [
@@ -40,16 +40,15 @@ class Example:
     tokens: chat.Tokens
     fields: dict[str, Any]
     tokens_truncated: int = 0
-    figures: Counts = field(default_factory=lambda: np.zeros(NUM_FIGURES, np.int64), compare=False)
+    figures: Figures = field(default=(0,) * NUM_FIGURES, compare=False)
     """What the audit counts in it."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was done to it that a user would want to know; the same words for all such rows."""
 
 
-def dropped(row_id: str, figures: Counts | None = None) -> Example:
+def dropped(row_id: str) -> Example:
     """What is kept of a row that is no example."""
-    nothing = Example(row_id, "", chat.Tokens([], []), {})
-    return nothing if figures is None else replace(nothing, figures=figures)
+    return Example(row_id, "", chat.Tokens([], []), {})
 
 
 def to_batch(rows: Sequence[Example], source: int, outcomes: Sequence[str]) -> pa.RecordBatch:
