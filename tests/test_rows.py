@@ -179,6 +179,8 @@ def test_a_json_list_is_read_piece_by_piece_wherever_the_pieces_end(tmp_path, mo
     for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False), json.dumps([])):
         path = written(tmp_path, "r.json", wrap.format(text))
         assert fields(path) == json.loads(text)
+    number, row = read_rows(written(tmp_path, "r.json", wrap.format('[123456, {"a": 1}]')))
+    assert ("this is a int" in number.what, row.fields) == (True, {"a": 1})
 
 
 def test_a_row_of_a_json_list_is_told_with_its_line(tmp_path):

@@ -15,6 +15,7 @@ from ftune.chat.rows import (
     Rendered,
     Span,
     TemplateRowError,
+    TextTokens,
     Tokens,
     Turn,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Span",
     "TemplateCheck",
     "TemplateRowError",
+    "TextTokens",
     "Tokens",
     "Turn",
     "check_template",

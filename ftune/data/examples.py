@@ -172,7 +172,7 @@ def _labelled(tokenizer: Any, tokens: chat.TextTokens) -> chat.TextTokens:
 
 
 def figures_of(end_ids: frozenset[int], rendered: chat.Rendered, tokens: chat.TextTokens, kept: chat.Tokens) -> Figures:
-    """What the audit counts in a row: tokens, supervised and truncated ones by role, ends of turns (see NUM_FIGURES)."""
+    """What the audit counts in a row, in the order of NUM_FIGURES. `end_ids`: the tokens that end a turn."""
     turns = sorted((turn.start, turn.end, COUNTED_AS.get(turn.role, turn.role)) for turn in rendered.turns)
     length, supervised = len(kept), kept.supervised
     counts, ends, current = [0] * (3 * len(ROLES)), [0, 0], 0

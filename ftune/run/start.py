@@ -11,7 +11,7 @@ from ftune.methods import METHODS
 from ftune.methods.base import Adapted, modules_of
 from ftune.methods.targets import pattern_value
 from ftune.recipe import Recipe
-from ftune.settings import LowRankSettings
+from ftune.settings import AdaloraSettings, LowRankSettings
 
 
 def start_from(base: PreTrainedModel, recipe: Recipe) -> None:
@@ -33,8 +33,8 @@ def start_from(base: PreTrainedModel, recipe: Recipe) -> None:
     ]
     if isinstance(found, LowRankSettings):
         differing += differing_alphas(base, found)
-    elif hasattr(found, "alpha") and found.alpha != settings.alpha:
-        differing.append(f"alpha: {found.alpha} there, {settings.alpha} here")
+    elif isinstance(found, AdaloraSettings) and found.alpha != getattr(settings, "alpha", None):
+        differing.append(f"alpha: {found.alpha} there, {getattr(settings, 'alpha', None)} here")
     if differing:
         raise UserError(
             f"that adapter was trained with other settings ({'; '.join(differing)})",
