@@ -14,8 +14,8 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 BANKING_ROWS, BANKING_TEST = 4000, 1000
-E2E_TEST = 30
-"""Meaning representations that are kept for the test set; each has several sentences."""
+E2E_ROWS, E2E_TEST = 1500, 30
+"""Training rows, and meaning representations that are kept for the test set; each has several sentences."""
 
 
 def real_data() -> Path:
@@ -65,7 +65,7 @@ def e2e_nlg(folder: Path) -> Path:
     meanings = sorted({row["mr"] for row in rows})
     kept = set(random.Random(0).sample(meanings, E2E_TEST))
     train, test = ([row for row in rows if (row["mr"] in kept) == held] for held in (False, True))
-    return _recipe(folder, train, test, {
+    return _recipe(folder, random.Random(0).sample(train, E2E_ROWS), test, {
         "model": str(real_data() / "models" / "stories260K"),
         "data": {"columns": {"prompt": "mr", "completion": "ref"}, "max_length": 400},
         "training": {"epochs": 1},
