@@ -217,6 +217,12 @@ def test_rows_without_twins_give_the_fraction_exactly() -> None:
     assert clean.split_fraction(keys, np.arange(1000), 0.123).sum() == 123
 
 
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_each_side_of_a_split_keeps_a_row(fraction: float) -> None:
+    keys = clean.digests([sentence(i, 8) for i in range(10)])
+    assert clean.split_fraction(keys, np.arange(10), fraction).sum() == (1 if fraction < 0.5 else 9)
+
+
 def test_the_split_depends_on_content_and_seed_not_on_order() -> None:
     texts, clusters = twelve_of_each(40)
     keys = clean.digests(texts)
