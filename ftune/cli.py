@@ -169,6 +169,10 @@ def merge(
     target: TargetPath,
     output: Annotated[Path | None, typer.Option("--output", help="The folder to write.")] = None,
     strength: Annotated[float, typer.Option("--strength", help="How much of the adapter: 1 is all of it.")] = 1.0,
+    quantized: Annotated[
+        bool,
+        typer.Option("--quantized", help="Write it in the bits it was trained over; tells what is lost."),
+    ] = False,
     base: Base = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -177,7 +181,7 @@ def merge(
     from ftune.console.checks import print_merge
     from ftune.run import afterwards, targets
 
-    merged = afterwards.merge_target(targets.resolve(target, base), output, strength, overwrite)
+    merged = afterwards.merge_target(targets.resolve(target, base), output, strength, overwrite, quantized)
     print_json(merged) if json else print_merge(merged)
 
 

@@ -72,6 +72,14 @@ def is_stored_quantized(config: Any) -> bool:
     return _stored(config) is not None
 
 
+def stored_form(config: Any) -> dict[str, Any]:
+    """The keys of `model` that mean how a base's own files are quantized; empty for plain weights."""
+    quantization, is_double = _stored(config) or ("none", True)
+    if quantization not in ("nf4", "fp4", "int8"):
+        return {}
+    return {"quantization": quantization, "double_quantization": is_double}
+
+
 def check_stored(settings: ModelSection, config: Any) -> None:
     """A base whose files are quantized already is used as it is, or refused: it cannot be quantized in another way."""
     stored = _stored(config)
@@ -211,6 +219,17 @@ def dequantize(model: PreTrainedModel) -> None:
     """Make every quantized layer a plain one of the same values, in place."""
     for path, layer in layers(model):
         model.set_submodule(path, plain(layer, matrix(layer)))
+
+
+def forget(model: PreTrainedModel) -> None:
+    """A model whose layers are plain again says so, else transformers would save it as a quantized one."""
+    for owner, names in (
+        (model.config, ("quantization_config",)),
+        (model, ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")),
+    ):
+        for name in names:
+            if name in vars(owner):
+                delattr(owner, name)
 
 
 def describe(model: PreTrainedModel, settings: ModelSection) -> dict[str, Any]:

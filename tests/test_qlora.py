@@ -5,16 +5,20 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_model, write_recipe, write_rows
+from conftest import ftune, make_model, make_tokenizer, save_base, write_recipe, write_rows
+from method_kit import randomize
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ftune import checkpoint, comparing, folder, plan, recipe, train
+from ftune import checkpoint, comparing, folder, plan, quantized, recipe, train
 from ftune import model as models
-from ftune.artifacts import files
+from ftune.artifacts import distance, files
 from ftune.errors import UserError
 from ftune.methods import METHODS
-from ftune.methods.base import trainable
+from ftune.methods.adapted import AdaptedLinear
+from ftune.methods.base import modules_of, trainable
+from ftune.quantized import is_quantized
 from ftune.recipe import ModelSection
-from ftune.run.afterwards import merge_target, verify_target
+from ftune.run.afterwards import evaluate_target, merge_target, verify_target
 from ftune.run.inputs import Collector, check_possible
 from ftune.run.targets import resolve
 from ftune.run.training import train_run
@@ -131,6 +135,64 @@ def test_run_over_four_bits_merges_into_full_precision_and_tells_both_distances(
     assert {check["name"] for check in verified["checks"]} >= {"merge", "merged_folder", "adapter_live"}
 
 
+FORMS = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama tied", "gpt2"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}{', double' * form[1]}")
+def test_quantized_merge_is_the_trained_weights_rounded_again_and_tells_what_that_costs(tmp_path, kind, form):
+    """Case 73: the figures are those of the very weights in the folder, which transformers loads as it is."""
+    section = ModelSection(base=save_base(tmp_path / "base", kind), quantization=form[0], double_quantization=form[1])
+    model = models.load_base(section, torch.float32, torch.device("cpu"))
+    settings = LoraSettings(rank=4, alpha=8)
+    METHODS["lora"].attach(model, settings)
+    trained = distance.reference(randomize(model))
+    card = {"method": settings.model_dump(), "trained_over": {"quantization": form[0], "double_quantization": form[1]}}
+    files.save_adapter(tmp_path / "adapter", model, make_tokenizer(), settings, str(section.base), card)
+    before = {path: layer.matrix() for path, layer in modules_of(model, AdaptedLinear)}
+    METHODS["lora"].merge(model)
+    told = merge_target(resolve(tmp_path / "adapter"), tmp_path / "merged", 1.0, False, is_quantized=True)
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert is_quantized(theirs.get_submodule(next(iter(before))))
+    quantized.settle(theirs, section, torch.float32)
+    error = change = 0.0
+    for path, matrix in before.items():
+        wanted = model.get_submodule(path).weight
+        error += float((quantized.matrix(theirs.get_submodule(path)) - wanted).abs().sum())
+        change += float((wanted - matrix).abs().sum())
+    assert told["error_over_change"] == pytest.approx(error / change, rel=1e-4)
+    assert 0.001 < told["error_over_change"] < (0.1 if form[0] == "int8" else 2)
+    logits = distance.reference(theirs)
+    away = distance.between(logits, trained)
+    assert told["distance_to_trained"]["quantized"] == pytest.approx(away.max_difference, rel=1e-3)
+    assert told["kl_to_trained"]["quantized"] == pytest.approx(away.kl, rel=1e-3)
+    assert told["kl_to_trained"]["quantized"] < distance.between(logits_of_base(section), trained).kl
+    assert verify_target(resolve(tmp_path / "merged"))["passed"]
+    with pytest.raises(UserError, match="already contains adapter"):
+        merge_target(resolve(tmp_path / "adapter", str(tmp_path / "merged")), tmp_path / "twice", 1.0, False, True)
+
+
+def logits_of_base(section):
+    return distance.reference(models.load_base(section, torch.float32, torch.device("cpu")))
+
+
+def test_quantized_merge_of_a_run_is_asked_for_and_told(workspace):
+    path = write_recipe(workspace, method={"name": "qlora", "rank": 8})
+    train_run(recipe.load(path, ["output.save=both"]))
+    told = ftune("merge", workspace / "run", "--quantized")
+    assert told.returncode == 0, told.stderr
+    assert "of what the adapter changes" in " ".join(told.stdout.split())
+    assert verify_target(resolve(workspace / "run"))["passed"]
+    plain, small = (workspace / "run" / name / "model.safetensors" for name in ("merged", "merged-nf4"))
+    assert small.stat().st_size < 0.6 * plain.stat().st_size
+    train_run(recipe.load(path, ["output.dir=plain", "method={name: lora, rank: 8}"]))
+    refused = ftune("merge", workspace / "plain", "--quantized")
+    assert refused.returncode == 2
+    assert "trained over a base in full precision" in " ".join(refused.stderr.split())
+    assert not (workspace / "plain" / "merged-none").exists()
+
+
 def test_classifier_over_four_bits_is_trained_proved_and_merged(workspace):
     """Cases 58, 72 and 73."""
     write_rows(workspace / "train.jsonl", [{"text": "abc"[i % 3] * (1 + i % 4), "label": i % 3} for i in range(24)])
@@ -147,6 +209,11 @@ def test_classifier_over_four_bits_is_trained_proved_and_merged(workspace):
     verified = verify_target(resolve(workspace / "run"))
     assert verified["passed"], verified
     assert models.is_classifier(models.load_config(ModelSection(base=workspace / "run" / "merged")))
+    told = merge_target(resolve(workspace / "run"), None, 1.0, False, is_quantized=True)
+    assert told["kl_to_trained"]["quantized"] < 0.1
+    assert evaluate_target(resolve(workspace / "run"))["task"]["tuned"] == report["task"]["tuned"]
+    small = AutoModelForSequenceClassification.from_pretrained(workspace / "run" / "merged-nf4")
+    assert not is_quantized(small.score)
 
 
 def test_run_over_four_bits_that_was_killed_ends_with_the_same_bytes(workspace, monkeypatch):

@@ -32,7 +32,10 @@ def print_check(found: Mapping[str, Any]) -> None:
 
 
 def print_merge(merged: Mapping[str, Any]) -> None:
-    """`ftune merge`: where the model lies, and the proof."""
+    """`ftune merge`: where the model lies, and the proof; of a quantized merge, what rounding did to it."""
+    if "error_over_change" in merged:
+        _print_quantized_merge(merged)
+        return
     difference, limit = (format_difference(merged[key]) for key in ("merged_max_diff", "tolerance"))
     rows: list[Fact] = [
         ("folder", Text(str(merged["output"]), style="cyan")),
@@ -42,6 +45,19 @@ def print_merge(merged: Mapping[str, Any]) -> None:
     if over := merged.get("distance_to_trained"):
         rows.insert(1, ("merged into", f"the base in full precision; trained over {merged['trained_over']}"))
         rows += distances(over, merged["kl_to_trained"])
+    print_facts("Merged", rows)
+
+
+def _print_quantized_merge(merged: Mapping[str, Any]) -> None:
+    ratio, kl = merged["error_over_change"], merged["kl_to_trained"]["quantized"]
+    difference = format_difference(merged["distance_to_trained"]["quantized"])
+    rows: list[Fact] = [
+        ("folder", Text(str(merged["output"]), style="cyan")),
+        ("keys loaded", str(merged["keys_loaded"])),
+        ("merged into", f"{merged['merged_into']}, the weights it was trained over, rounded again"),
+        ("rounding", mark(ratio < 1) + Text(f" its error is {ratio:.0%} of what the adapter changes")),
+        ("from trained", f"logits differ by at most {difference}, KL {kl:.2g} nats a token"),
+    ]
     print_facts("Merged", rows)
 
 

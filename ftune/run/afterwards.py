@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, comparing, evaluate, folder, predict, report
+from ftune import chat, classifier, comparing, evaluate, folder, predict, quantized, report
 from ftune import model as models
-from ftune.artifacts import distance, files, proof
+from ftune.artifacts import distance, files, proof, requantized
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
@@ -37,8 +37,9 @@ def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, s
 
 
 def whole_model(target: Target, path: Path | None) -> ModelSection:
-    """A model folder that ftune wrote: in full precision, whatever was trained over."""
-    return target.model.model_copy(update={"base": path, "revision": None, "quantization": "none"})
+    """A model folder that ftune wrote, as its files hold it, whatever was trained over."""
+    plain = target.model.model_copy(update={"base": path, "revision": None, "quantization": "none"})
+    return plain.model_copy(update=quantized.stored_form(models.load_config(plain)))
 
 
 def check_base(target: Target) -> None:
@@ -100,21 +101,26 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     return document
 
 
-def merge_target(target: Target, output: Path | None, strength: float, overwrite: bool) -> dict[str, Any]:
-    """Fold a target's adapter into its base and write it, proved."""
+def merge_target(
+    target: Target, output: Path | None, strength: float, overwrite: bool, is_quantized: bool = False
+) -> dict[str, Any]:
+    """Fold a target's adapter into its base and write it, proved; or into the quantized weights it was trained over."""
     if target.adapter is None:
         raise UserError("this is a whole model already, there is no adapter to merge", str(target.path))
     if target.adapter.is_symlink():
         raise UserError("the adapter folder is a link", str(target.adapter), "name the folder itself")
-    chosen = output or (target.run.merged if target.run else target.adapter.with_name(target.adapter.name + "-merged"))
+    ending = f"merged-{target.model.quantization}" if is_quantized else "merged"
+    beside = target.run.path / ending if target.run else target.adapter.with_name(f"{target.adapter.name}-{ending}")
+    chosen = output or beside
     if overwrite and chosen.is_dir() and (chosen / files.CARD).is_file():
         shutil.rmtree(chosen)
     proof.check_not_there(chosen)
     device = Accelerator().device
-    merged = proof.merge(target.model, target.adapter, chosen, strength, tokenizer_of(target), device)
-    if target.run is not None and target.run.is_complete and chosen == target.run.merged:
+    merge = requantized.merge if is_quantized else proof.merge
+    merged = merge(target.model, target.adapter, chosen, strength, tokenizer_of(target), device)
+    if target.run is not None and target.run.is_complete and chosen == beside:
         manifest = folder.read_json(target.run.manifest)
-        added = {f"merged/{name}": digest for name, digest in folder.checksums(chosen).items()}
+        added = {f"{ending}/{name}": digest for name, digest in folder.checksums(chosen).items()}
         folder.write_json(target.run.manifest, {**manifest, "files": {**manifest["files"], **added}})
     return merged.as_dict()
 

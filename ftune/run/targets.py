@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftune import recipe
+from ftune import model as models
+from ftune import quantized, recipe
 from ftune.artifacts import files
 from ftune.errors import UserError
 from ftune.folder import RunFolder
@@ -38,7 +39,8 @@ def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None
         found = given or (recipe.load(parent.recipe) if parent.is_run else None)
         return Target(path, _base_of_adapter(path, base, found), path, None, found, None)
     if (path / "config.json").is_file():
-        model = given.model if given else ModelSection(base=_path_or_hub(base)) if base else ModelSection(base=path)
+        named = ModelSection(base=_path_or_hub(base) if base else path)
+        model = given.model if given else named.model_copy(update=quantized.stored_form(models.load_config(named)))
         return Target(path, model, None, path, given, None)
     raise UserError(
         "neither a run, an adapter nor a model folder",
