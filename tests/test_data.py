@@ -36,8 +36,8 @@ def test_bad_row_is_an_error_with_its_line_or_is_counted(tmp_path, row, told):
     with pytest.raises(UserError, match=told) as caught:
         load(path)
     assert "rows.jsonl, line 2" in str(caught.value)
-    account = load(path, on_bad_row="skip").account
-    assert (account.rows_in, account.rows_used, sum(account.dropped.values())) == (3, 2, 1)
+    audit = load(path, on_bad_row="skip").audit
+    assert (audit.rows_in, audit.rows_used, audit.dropped.total()) == (3, 2, 1)
 
 
 def test_broken_line_is_an_error_with_its_line_or_is_counted(tmp_path):
@@ -46,9 +46,9 @@ def test_broken_line_is_an_error_with_its_line_or_is_counted(tmp_path):
     path.write_text(f"{json.dumps(GOOD[0])}\n{{bad\n{json.dumps(GOOD[1])}\n")
     with pytest.raises(UserError, match=r"rows.jsonl, line 2: not valid JSON"):
         load(path)
-    account = load(path, on_bad_row="skip").account
-    assert account.as_dict()["dropped"] == {"unreadable": 1}
-    assert (account.rows_in, account.rows_used) == (3, 2)
+    audit = load(path, on_bad_row="skip").audit
+    assert audit.as_dict()["dropped"] == {"unreadable": 1}
+    assert (audit.rows_in, audit.rows_used) == (3, 2)
 
 
 def test_byte_order_mark_and_line_endings_change_nothing(tmp_path):
@@ -82,10 +82,10 @@ def test_rows_that_lose_their_answer_to_truncation_are_dropped_and_counted(tmp_p
     with pytest.raises(UserError, match=r"0 usable examples \(2 rows in; dropped no_labels: 2\)"):
         load(path, max_length=40, too_long="truncate")
     path = write_rows(tmp_path / "mixed.jsonl", [short, long, short, short])
-    account = load(path, max_length=40, too_long="truncate").account
-    assert account.dropped == {"no_labels": 1}
-    assert account.rows_used == 3
-    assert load(path, max_length=40, too_long="drop").account.dropped == {"too_long": 1}
+    audit = load(path, max_length=40, too_long="truncate").audit
+    assert audit.dropped == {"no_labels": 1}
+    assert audit.rows_used == 3
+    assert load(path, max_length=40, too_long="drop").audit.dropped == {"too_long": 1}
 
 
 def test_truncation_keeps_the_first_tokens_and_counts_the_rest(tmp_path):
@@ -93,7 +93,7 @@ def test_truncation_keeps_the_first_tokens_and_counts_the_rest(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "ab", "completion": "c" * 50}])
     dataset = load(path, make_tokenizer(None), max_length=20, too_long="truncate")
     tokens = dataset.examples[0].tokens
-    assert (len(tokens), tokens.num_supervised, dataset.account.tokens_truncated) == (20, 18, 33)
+    assert (len(tokens), tokens.num_supervised, dataset.audit.fates["truncated"]) == (20, 18, 33)
 
 
 def test_columns_are_renamed_and_a_missing_one_is_told(tmp_path):

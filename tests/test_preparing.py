@@ -42,7 +42,7 @@ def test_many_rows_are_prepared_as_few_are(tmp_path, monkeypatch):
     few = load(path)
     assert len(cached(tmp_path)) == 1
     assert everything(many) == everything(few)
-    assert many.account == few.account
+    assert many.audit == few.audit
     assert many.examples.lengths.tolist() == [len(e.tokens) for e in few.examples]
 
 
@@ -52,7 +52,7 @@ def test_the_second_time_nothing_is_prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "prepare_chunk", None)
     second = load(path)
     assert everything(first) == everything(second)
-    assert first.account == second.account
+    assert first.audit == second.audit
 
 
 @pytest.mark.parametrize("changed", ["data", "template", "vocabulary", "max_length", "format", "damage"])
@@ -93,8 +93,8 @@ def test_problems_of_many_rows_are_told_as_those_of_few_and_leave_no_cache(tmp_p
         f"{tmp_path}/rows.jsonl, line {number}" for number in (1301, 1302)
     ]
     assert cached(tmp_path) == []
-    account = load(tmp_path / "rows.jsonl", on_bad_row="skip").account
-    assert (account.rows_in, account.rows_used, dict(account.dropped)) == (1302, 1300, {"bad_row": 2})
+    audit = load(tmp_path / "rows.jsonl", on_bad_row="skip").audit
+    assert (audit.rows_in, audit.rows_used, dict(audit.dropped)) == (1302, 1300, {"bad_row": 2})
 
 
 def test_all_bad_rows_are_counted_though_few_are_told(tmp_path):
@@ -105,13 +105,17 @@ def test_all_bad_rows_are_counted_though_few_are_told(tmp_path):
 def test_examples_keep_their_files_apart(tmp_path):
     paths = [write_rows(tmp_path / name, ROWS[:600]) for name in ("a.jsonl", "b.jsonl")]
     dataset = load(*paths)
-    assert np.bincount(dataset.source_of).tolist() == [600, 600]
+    assert dataset.mixture.counts == (600, 600)
     assert [dataset.examples[i].row_id for i in (0, 599, 600, 1199)] == [
         "a.jsonl:1", "a.jsonl:600", "b.jsonl:1", "b.jsonl:600",
     ]  # fmt: skip
-    chosen = dataset.select(np.array([3, 700, 1100]))
+    chosen = dataset.only(np.array([3, 700, 1100]))
     assert [e.row_id for e in chosen.examples] == ["a.jsonl:4", "b.jsonl:101", "b.jsonl:501"]
     assert chosen.mixture.counts == (1, 2)
+    fewer = dataset.without({"duplicate": np.array([0, 599, 600])})
+    assert fewer.mixture.counts == (598, 599)
+    assert fewer.audit.dropped == {"duplicate": 3}
+    assert fewer.audit.rows_in == 1200
 
 
 def test_nothing_is_lost_between_rows_that_differ_in_their_keys(tmp_path):
