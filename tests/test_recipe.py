@@ -43,6 +43,9 @@ def test_the_learning_rate_suits_method_and_width_unless_it_is_given(write: Any,
     rule = recipe.method.rate
     rate = float(f"{rule.at_2000 * (2000 / 64) ** rule.exponent:.1e}")
     assert resolve(recipe).training.learning_rate == rate
+    classifier = load(path, [f"method={method}", "objective=classification"])
+    share = float(f"{rule.for_classes * rule.at_2000 * (2000 / 64) ** rule.exponent:.1e}")
+    assert resolve(classifier).training.learning_rate == share
     given = load(path, [f"method={method}", "training.learning_rate=0.5"])
     assert resolve(given).training.learning_rate == given.training.learning_rate == 0.5
 

@@ -52,11 +52,9 @@ def resolve(recipe: Recipe) -> Recipe:
     if recipe.training.learning_rate is not None:
         return recipe
     try:
-        rate = recipe.method.rate(model.facts(recipe.model).width)
+        rate = recipe.method.rate(model.facts(recipe.model).width, is_classification(recipe))
     except UserError:
         return recipe
-    if not METHODS[recipe.method.name].trains_head_alone:
-        rate = float(f"{rate * recipe.objective.rate_share:.1e}")
     training = recipe.training.model_copy(update={"learning_rate": rate})
     return recipe.model_copy(update={"training": training})
 

@@ -31,9 +31,12 @@ class Rate:
 
     at_2000: float
     exponent: float = 0.78
+    for_classes: float = 0.2
+    """What part of it suits a classifier: a step sees one label a row, so its gradient is noisier than of answers."""
 
-    def __call__(self, width: int) -> float:
-        return float(f"{self.at_2000 * (2000 / width) ** self.exponent:.1e}")
+    def __call__(self, width: int, is_classifier: bool = False) -> float:
+        share = self.for_classes if is_classifier else 1.0
+        return float(f"{share * self.at_2000 * (2000 / width) ** self.exponent:.1e}")
 
 
 class MethodSettings(Settings):
@@ -74,7 +77,7 @@ class FullSettings(MethodSettings):
 
 
 class LinearProbeSettings(MethodSettings):
-    default_rate = Rate(3e-3)
+    default_rate = Rate(3e-3, for_classes=1.0)
 
     name: Literal["linear_probe"] = Field("linear_probe", description="a new head on frozen features")
     layers: Literal["all"] = Field("all", description="the head stands above all of them")
@@ -200,7 +203,7 @@ class BitfitSettings(MethodSettings):
 
 class BottleneckSettings(MethodSettings):
     default_rate = Rate(1e-3)
-    parallel_rate: ClassVar = Rate(5e-3)
+    parallel_rate: ClassVar = Rate(5e-3, for_classes=0.02)
 
     name: Literal["bottleneck"] = Field("bottleneck", description="small layers after or beside each block")
     size: Rank = Field(64, description="the inner size")
