@@ -171,7 +171,7 @@ class _Window:
         self.line = 1
         self._decoded = start
 
-    def _more(self, size: int = CHUNK) -> bool:
+    def _more(self, size: int) -> bool:
         chunk = self._stream.read(size)
         waiting = len(self._decoder.getstate()[0])
         try:
@@ -193,7 +193,7 @@ class _Window:
             self._position = here
             if here < len(self._text):
                 return self._text[here]
-            if not self._more():
+            if not self._more(CHUNK):
                 return ""
 
     def expect(self, character: str) -> None:
