@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
+from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.streams import note
 from ftune.errors import UserError
 from ftune.folder import RunFolder
@@ -21,6 +22,7 @@ from ftune.recipe import Recipe
 from ftune.run import evidence
 from ftune.run.fitting import fit, stopping_on_signals
 from ftune.run.inputs import Inputs, build_model, digests, hashes, require, resolve
+from ftune.settings import METHOD_NAMES
 
 RESUMABLE = ("gates.", "evaluation.")
 """Parts of a recipe that may change before a run is resumed: they do not touch training."""
@@ -119,6 +121,9 @@ def save(settings: Recipe, inputs: Inputs, model: PreTrainedModel, run: RunFolde
         files.save_model(run.merged, model, inputs.tokenizer, card)
         return
     files.save_adapter(run.adapter, model, inputs.tokenizer, settings.method, str(settings.model.base), card)
+    config = files.read_adapter_config(run.adapter)
+    if METHOD_NAMES[settings.method.name].abilities.vllm and (obstacle := obstacle_in_vllm(config)):
+        note(f"vLLM cannot serve this adapter as it is: {obstacle}; serve the merged model")
     if settings.output.save != "adapter":
         device = next(model.parameters()).device
         proof.merge(settings.model, run.adapter, run.merged, 1.0, inputs.tokenizer, device)

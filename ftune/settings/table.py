@@ -41,7 +41,7 @@ class Abilities:
     peft: bool = True
     """It is saved in PEFT's layout."""
     vllm: bool = False
-    """vLLM serves what is saved as it is (the others once they are merged)."""
+    """vLLM serves what is saved as it is, by the method's defaults (the others once they are merged)."""
 
     @property
     def merging(self) -> bool:
