@@ -115,7 +115,8 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
     recipe: dict[str, dict[str, Any]] = {
         "model": {"base": "base"},
         "method": {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},
-        "data": {"train": "train.jsonl"},
+        # The rows of tests are few, and are often trained on and measured on at once.
+        "data": {"train": "train.jsonl", "deduplicate": "off", "decontaminate": False},
         "training": {"learning_rate": 0.01, "max_steps": 4, "batch_size": 4, "warmup": 0.0, "schedule": "constant"},
         "evaluation": {"max_new_tokens": 8, "few_shot": 0},
         "output": {"dir": "run"},

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftune.console.streams import format_problem, results
+from ftune.console.streams import format_problem, note, results
 from ftune.console.tables import Fact, new_table, print_facts, print_titled
 from ftune.console.visible import visible
 from ftune.errors import Problem
@@ -27,6 +27,8 @@ def print_audit(data: Mapping[str, Any], console: Console | None = None) -> None
         print_titled("Rows and tokens", _table(data), console)
     if data.get("histogram"):
         print_titled("Tokens a row, before anything is cut off", _histogram(data["histogram"]), console)
+    for text, count in (data.get("notes") or {}).items():
+        note(visible(text) + (f" ({format_count(count)} rows)" if count else ""))
     if warnings := data.get("warnings"):
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="yellow")

@@ -25,7 +25,7 @@ class Dataset:
     outcomes: NDArray[np.object_]
     """For every row of the table: used, or the reason it is no example."""
     notes: Mapping[str, int]
-    """What was done to rows that a user would want to know, and to how many."""
+    """What a user would want to know of how rows were read, and how many it happened to; 0 for a whole source."""
     duplicates: int | None = None
     contaminated: int | None = None
     """How many rows were found to be so; None where nobody looked."""

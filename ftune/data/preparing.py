@@ -20,7 +20,7 @@ from ftune import folder
 from ftune.console.progress import task_progress
 from ftune.console.streams import note, warn
 from ftune.data.audit import USED
-from ftune.data.detection import detect
+from ftune.data.detection import detect, unused_columns
 from ftune.data.examples import MAX_SHOWN, BadRow, Rules, make_example, reason
 from ftune.data.rows import SourceRow
 from ftune.data.sources import Source, suffixes
@@ -67,6 +67,8 @@ class Task:
     shape: str
     suffix: str
     """What makes the row ids unique where an earlier source has the same name."""
+    notes: tuple[str, ...] = ()
+    """How its source is read, where that was decided by this chunk."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def prepare_chunk(preparation: Preparation, task: Task) -> Outcome:
     """The examples of a chunk, and a line for each of its other rows with the reason it was dropped for."""
     rules, rows, outcomes = preparation.rules, [], []
     problems: list[Problem] = []
-    notes: Counter[str] = Counter()
+    notes = Counter(dict.fromkeys(task.notes, 0))
     for row in task.rows:
         if isinstance(row, Problem):
             rows.append(dropped(row.where))
@@ -112,9 +114,14 @@ def tasks_of(sources: Sequence[Source], rules: Rules) -> Iterator[Task]:
         rows, shape = source.rows(), None
         while chunk := list(islice(rows, CHUNK_ROWS)):
             readable = next((row for row in chunk if isinstance(row, SourceRow)), None)
+            notes: list[str] = []
             if shape is None and readable is not None:
-                shape = detect(readable.fields, rules.format, readable.place, rules.columns).shape
-            yield Task(number, chunk, shape or rules.format, suffix)
+                found = detect(readable.fields, rules.format, readable.place, rules.columns)
+                shape = found.shape
+                notes += [f"{source.name}: rows are {found.told}"] if rules.format == "auto" else []
+                if unused := unused_columns(readable.fields, shape, rules.columns):
+                    notes.append(f"{source.name}: columns that are not read: {', '.join(unused)}")
+            yield Task(number, chunk, shape or rules.format, suffix, tuple(notes))
 
 
 class Collected:
@@ -133,7 +140,8 @@ class Collected:
                 self.problems += [problem] if len(self.problems) < MAX_SHOWN else []
         self.rows_in += len(outcome.batch)
         self.dropped.update(outcome.batch["outcome"].to_pylist())
-        self.notes.update(outcome.notes)
+        for text, count in outcome.notes.items():
+            self.notes[text] += count
 
     def check(self, sources: Sequence[Source]) -> None:
         """Raise UserError with every problem, up to a limit, or when nothing usable is left."""

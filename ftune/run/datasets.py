@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ftune import classifier, data, probe
+from ftune import chat, classifier, data, probe
 from ftune.classifier import Classes
 from ftune.clean import Twin
 from ftune.data import Dataset, Source, findings
@@ -46,6 +46,8 @@ class Sets:
     """What a classifier is to tell apart; None where a language model is trained."""
     twins: list[Twin]
     """Training rows that repeat others or what is measured, with these."""
+    notes: dict[str, int]
+    """What a user would want to know of how rows are read, and how many rows it happened to; 0 for all."""
 
 
 def is_classification(recipe: Recipe) -> bool:
@@ -108,9 +110,21 @@ def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFa
     with collector.stage():
         if not is_labelled or test is None:
             check_scorable(recipe, test)
+    notes: dict[str, int] = {}
     if train is not None:
         collector.problems += findings.blocking(train.audit)
-    return Sets(train, validation, test, items, classes, twins)
+        notes = {**train.notes, **template_notes(tokenizer, train, collector)}
+    return Sets(train, validation, test, items, classes, twins, notes)
+
+
+def template_notes(tokenizer: PreTrainedTokenizerBase, train: Dataset, collector: Collector) -> dict[str, int]:
+    """What a careful reader wants to know of the chat template, where rows are rendered with one; problems are told."""
+    fields = next(train.examples.fields(), {})
+    if not tokenizer.chat_template or not ("messages" in fields or "prompt" in fields):
+        return {}
+    found = chat.check_template(tokenizer)
+    collector.problems += [problem for problem in found.problems if problem not in collector.problems]
+    return {f"chat template: {text}": 0 for text in found.notes}
 
 
 def read_classes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> Classes:

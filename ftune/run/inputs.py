@@ -1,7 +1,8 @@
 """Everything a recipe names, read and checked before anything is loaded or written; every problem at once."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ class Inputs:
     """What a classifier is to tell apart; None where a language model is trained."""
     twins: tuple[Twin, ...] = ()
     """Training rows that repeat others or what is measured, with these."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What a user would want to know of how rows are read, and how many rows it happened to; 0 for all."""
 
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
-        return findings.document(self.train.audit, self.classes is None)
+        return findings.document(self.train.audit, self.classes is None) | {"notes": dict(self.notes)}
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -123,6 +126,7 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
         prediction,
         sets.classes,
         tuple(sets.twins),
+        sets.notes,
     )
 
 

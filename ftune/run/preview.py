@@ -16,6 +16,9 @@ from ftune.run.pieces import pieces
 from ftune.settings import METHOD_NAMES, available
 from ftune.train import TrainingPlan
 
+MOST_TWINS = 100
+"""How many removed rows a check lists; a run's twins.jsonl has them all."""
+
 
 def check(recipe: Recipe) -> dict[str, Any]:
     """Everything but training; `problems` is empty when the recipe is ready."""
@@ -24,6 +27,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     return {
         "problems": [problem.as_dict() for problem in collector.problems],
         "data": inputs.account() if inputs else None,
+        "twins": [twin.as_dict() for twin in inputs.twins[:MOST_TWINS]] if inputs else None,
         "plan": inputs.prediction.as_dict() if inputs else None,
     }
 

@@ -13,7 +13,8 @@ from ftune import classifier, folder, plan, quantized, recipe, report, schedule,
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
-from ftune.console.streams import note
+from ftune.console.audit import print_audit
+from ftune.console.streams import messages, note
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
@@ -37,6 +38,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         note(f"already complete: {run.path}, nothing to do")
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
+    print_audit(inputs.account(), messages())
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise UserError("several processes are not available in this version", "training.parallel", "start one process")
@@ -48,6 +50,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         if not resume:
             folder.write_text(run.recipe, recipe.dump(settings))
         folder.write_json(run.plan, inputs.prediction.as_dict())
+        folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
         made_from = digests(settings, inputs.tokenizer)
         with stopping_on_signals() as stop:
             fit(settings, inputs, model, accelerator, run, made_from, stop)

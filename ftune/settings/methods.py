@@ -167,7 +167,7 @@ class AdaloraSettings(TargetedSettings):
 
 
 class VeraSettings(TargetedSettings):
-    default_rate = Rate(1.5e-2)
+    default_rate = Rate(7e-3)
 
     name: Literal["vera"] = Field("vera", description="two vectors a layer over random matrices that all layers share")
     rank: Rank = Field(256, description="the inner size of the random matrices")
