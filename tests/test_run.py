@@ -141,10 +141,3 @@ def test_probe_tells_nothing_forgotten_for_an_untouched_model(workspace):
     assert found["worst_drop"] == 0.0
     assert found["kl_to_base"] == 0.0
     assert found["general_loss"]["before"] == found["general_loss"]["after"]
-
-
-def test_probe_row_that_is_trained_on_is_refused(workspace):
-    """Case 35."""
-    write_rows(workspace / "probe.jsonl", [{"suite": "s", **chat("SAY  bb ", "b")}])
-    with pytest.raises(UserError, match="probe_overlap: 1"):
-        run(workspace, evaluation={"probe": "probe.jsonl"})
