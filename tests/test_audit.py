@@ -3,6 +3,8 @@
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import pairwise
 from typing import Any
@@ -17,11 +19,46 @@ from rich.console import Console
 from ftune import chat as chats
 from ftune.console.audit import bar, print_audit
 from ftune.data import findings
-from ftune.data.audit import LOG_RATIO, NO_LABELS, NUM_LONGEST, ROLES, Audit, Columns, RowFigures, histogram, merge
+from ftune.data.audit import LOG_RATIO, NO_LABELS, NUM_LONGEST, ROLES, USED, Audit, Columns, Counts, histogram, merge
 from ftune.data.audit import quantiles as quantiles_of
 
 UNHURRIED = settings(deadline=None, max_examples=50)
 REASONS = ["too_long", "bad_row", NO_LABELS]
+
+
+@dataclass(frozen=True)
+class RowFigures:
+    """What is counted in one row. The mappings go from role to tokens; a role that is missing has none."""
+
+    source: str
+    row_id: str
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """As the row came, before anything was cut off; empty where it was dropped before it had tokens."""
+    supervised: Mapping[str, int] = field(default_factory=dict)
+    truncated: Mapping[str, int] = field(default_factory=dict)
+    end_of_turn: int = 0
+    """Tokens that end an assistant's turn, those that were cut off too."""
+    end_of_turn_supervised: int = 0
+    dropped: str | None = None
+    """The reason; None for a row that is trained on."""
+
+
+def columns_of(rows: Sequence[RowFigures]) -> Columns:
+    def by_role(mappings: Iterable[Mapping[str, int]]) -> Counts:
+        cells = [mapping.get(role, 0) for mapping in mappings for role in ROLES]
+        return np.array(cells, dtype=np.int64).reshape(-1, len(ROLES))
+
+    assert all(row.tokens.keys() <= set(ROLES) for row in rows), "a role without a place"
+    ends = [(row.end_of_turn, row.end_of_turn_supervised) for row in rows]
+    return Columns(
+        [row.source for row in rows],
+        [row.row_id for row in rows],
+        [row.dropped or USED for row in rows],
+        by_role(row.tokens for row in rows),
+        by_role(row.supervised for row in rows),
+        by_role(row.truncated for row in rows),
+        np.array(ends, dtype=np.int64).reshape(-1, 2),
+    )
 
 
 @st.composite
@@ -48,7 +85,7 @@ ROWS = st.lists(figures(), max_size=30)
 
 def audit_of(rows: list[RowFigures]) -> Audit:
     audit = Audit()
-    audit.add(Columns.of(rows))
+    audit.add(columns_of(rows))
     return audit
 
 

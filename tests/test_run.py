@@ -27,6 +27,7 @@ def test_run_leaves_what_the_contract_says(workspace):
     names = {entry.name for entry in path.iterdir()}
     assert names == {
         "recipe.yaml", "manifest.json", "plan.json", "metrics.jsonl", "adapter", "checkpoints", "samples.jsonl",
+        "twins.jsonl",
         "report.json", "report.md", "report.html", "junit.xml",
     }  # fmt: skip
     assert report == folder.read_json(path / "report.json")

@@ -36,23 +36,6 @@ Figures = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class RowFigures:
-    """What is counted in one row. The mappings go from role to tokens; a role that is missing has none."""
-
-    source: str
-    row_id: str
-    tokens: Mapping[str, int] = field(default_factory=dict)
-    """As the row came, before anything was cut off; empty where it was dropped before it had tokens."""
-    supervised: Mapping[str, int] = field(default_factory=dict)
-    truncated: Mapping[str, int] = field(default_factory=dict)
-    end_of_turn: int = 0
-    """Tokens that end an assistant's turn, those that were cut off too."""
-    end_of_turn_supervised: int = 0
-    dropped: str | None = None
-    """The reason; None for a row that is trained on."""
-
-
-@dataclass(frozen=True)
 class Columns:
     """The figures of many rows, one place a row. Counts are int64; those by role are (rows, len(ROLES))."""
 
@@ -73,24 +56,6 @@ class Columns:
         """figures: (rows, NUM_FIGURES)."""
         by_role = figures[:, :-2].reshape(len(figures), 3, len(ROLES))
         return cls(source, row_id, outcome, by_role[:, 0], by_role[:, 1], by_role[:, 2], figures[:, -2:])
-
-    @classmethod
-    def of(cls, rows: Sequence[RowFigures]) -> "Columns":
-        def by_role(mappings: Iterable[Mapping[str, int]]) -> Counts:
-            cells = [mapping.get(role, 0) for mapping in mappings for role in ROLES]
-            return np.array(cells, dtype=np.int64).reshape(-1, len(ROLES))
-
-        assert all(row.tokens.keys() <= set(ROLES) for row in rows), "a role without a place"
-        ends = [(row.end_of_turn, row.end_of_turn_supervised) for row in rows]
-        return cls(
-            [row.source for row in rows],
-            [row.row_id for row in rows],
-            [row.dropped or USED for row in rows],
-            by_role(row.tokens for row in rows),
-            by_role(row.supervised for row in rows),
-            by_role(row.truncated for row in rows),
-            np.array(ends, dtype=np.int64).reshape(-1, 2),
-        )
 
 
 @dataclass
