@@ -46,11 +46,11 @@ class Dataset:
         names = np.array([source.name for source in self.sources], dtype=object)
         for name in names:
             audit.expect(name)
-        figures = [chunk.flatten().to_numpy().reshape(-1, NUM_FIGURES) for chunk in table["figures"].chunks]
-        source = names[table["source"].to_numpy()].tolist()
-        row_ids = table["row_id"].to_pylist()
-        if figures:
-            audit.add(Columns.from_figures(source, row_ids, self.outcomes.tolist(), np.concatenate(figures)))
+        for batch in table.to_batches():
+            source = names[batch["source"].to_numpy()].tolist()
+            figures = batch["figures"].flatten().to_numpy().reshape(-1, NUM_FIGURES)
+            outcomes = self.outcomes[audit.rows_in : audit.rows_in + len(batch)].tolist()
+            audit.add(Columns.from_figures(source, batch["row_id"].to_pylist(), outcomes, figures))
         return audit
 
     def without(self, gone: Mapping[str, Indices]) -> "Dataset":
