@@ -65,6 +65,22 @@ def test_what_cannot_be_proven_is_refused(body, reason):
         chat.render_messages(with_body(body), PLAIN)
 
 
+def test_an_earlier_answer_that_is_written_in_other_words_is_refused():
+    """The probes come through unchanged; this answer does not."""
+    kept = "{{ m.content if loop.last or m.role == 'user' else m.content | replace('##', '==') }}"
+    messages = [PLAIN[0], message("assistant", "a##b"), *PLAIN[2:]]
+    with pytest.raises(chat.TemplateRowError, match="no part of its content"):
+        chat.render_messages(with_body(HEADER + kept + "<|im_end|>\n"), messages)
+
+
+def test_an_earlier_answer_that_changes_its_own_end_is_refused():
+    """Of the same length as the end that the probes have, so that lengths alone would not show it."""
+    end = "{{ '(--------)' if '##' in m.content and not loop.last else '<|im_end|>' }}"
+    messages = [PLAIN[0], message("assistant", "a##b"), *PLAIN[2:]]
+    with pytest.raises(chat.TemplateRowError, match="changes what is rendered around it"):
+        chat.render_messages(with_body(HEADER + "{{ m.content }}" + end + "\n"), messages)
+
+
 def test_a_user_who_quotes_the_answer_is_not_taken_for_it():
     messages = [message("user", "assistant\nyo"), message("assistant", "yo"), message("user", "yo"), PLAIN[3]]
     rendered = chat.render_messages(tokenizer_of("chatml"), messages)
