@@ -78,6 +78,15 @@ def ftune(job: dict[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
+def whole(job: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Transformers alone: a model folder's own logits."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32)
+    model.shown = model.config.vocab_size
+    return {"whole": logits(model, job["rows"])}
+
+
 def ask(side: str, jobs: list[dict[str, Any]], place: Path) -> dict[str, torch.Tensor]:
     """What a fresh process finds: logits by "<job's name>: <what>"."""
     out = place / f"{side}.safetensors"
@@ -90,13 +99,13 @@ def ask(side: str, jobs: list[dict[str, Any]], place: Path) -> dict[str, torch.T
 
 def main(side: str, jobs: str, out: str) -> None:
     torch.set_num_threads(1)
-    work = {"peft": peft, "ftune": ftune}[side]
+    work = {"peft": peft, "ftune": ftune, "whole": whole}[side]
     found = {
         f"{job['name']}: {what}": tensor.contiguous()
         for job in json.loads(Path(jobs).read_text())
         for what, tensor in work(job).items()
     }
-    other = {"peft": "ftune", "ftune": "peft"}[side]
+    other = {"peft": "ftune", "ftune": "peft", "whole": "ftune"}[side]
     assert other not in sys.modules, f"{other} is here too"
     save_file(found, out)
 

@@ -218,15 +218,3 @@ def test_b_learns_at_its_own_rate(workspace):
         moved[ratio] = load_file(path / "adapter" / files.ADAPTER_WEIGHTS)
     for name, after in moved[4].items():
         torch.testing.assert_close(after, moved[1][name] * (4 if "lora_B" in name else 1))
-
-
-def test_head_trained_beside_tied_embeddings_survives_the_merge(workspace):
-    """Case 60: the copy is no longer tied, and the written folder says so."""
-    save_base(workspace / "base", "llama tied")
-    _, path = run(workspace, method=METHODS["lora, head saved"], output={"dir": "run", "save": "both"})
-    merged = AutoModelForCausalLM.from_pretrained(path / "merged")
-    assert not merged.config.tie_word_embeddings
-    adapted = models.load_base(ModelSection(base=workspace / "base"), torch.float32, torch.device("cpu"))
-    files.load_adapter(adapted, path / "adapter")
-    assert comparing.max_difference(logits(merged), logits(adapted)) <= 1e-5
-    assert not torch.equal(merged.lm_head.weight, merged.model.embed_tokens.weight)

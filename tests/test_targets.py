@@ -3,12 +3,13 @@
 import re
 
 import pytest
+import torch
 from conftest import SHAPES, make_model
 from pydantic import ValidationError
 
 from ftune.errors import UserError
 from ftune.methods import METHODS
-from ftune.methods.base import decoder_layers
+from ftune.methods.base import decoder_layers, trainable
 from ftune.methods.targets import find_targets
 from ftune.settings import DoraSettings, Ia3Settings, LoraSettings
 
@@ -20,6 +21,32 @@ def test_named_groups_mean_the_layers_modules_and_never_the_head(name, count):
     assert len(targets) == count
     assert not any("lm_head" in path or "embed" in path for path in targets)
     assert len(find_targets(make_model(), name, "last-half")) == count // 2
+
+
+@pytest.mark.parametrize(
+    ("patterns", "in_text", "in_tower"),
+    [
+        ("all-linear", 14, 0),
+        ("attention", 8, 0),
+        (["q_proj", "v_proj"], 4, 0),
+        (["self_attn.q_proj"], 2, 0),
+        ([r"model\.layers\..*q_proj"], 2, 0),
+        ([r"model\.vision_tower\..*q_proj", "q_proj"], 2, 2),
+        (["model.vision_tower.0.q_proj"], 0, 1),
+    ],
+)
+def test_another_tower_is_adapted_only_where_it_is_asked_for(patterns, in_text, in_tower):
+    """Case 55: modules of the same names, beside the text model's layers."""
+    model = make_model()
+    model.model.vision_tower = torch.nn.ModuleList(
+        torch.nn.ModuleDict({"q_proj": torch.nn.Linear(64, 64), "proj": torch.nn.Linear(64, 64)}) for _ in range(2)
+    )
+    targets = find_targets(model, patterns, "all")
+    assert sum("vision_tower" in path for path in targets) == in_tower
+    assert len(targets) == in_text + in_tower
+    if not in_tower:
+        METHODS["lora"].attach(model, LoraSettings(target_modules=patterns))
+        assert not any("vision_tower" in name for name in trainable(model))
 
 
 def test_pattern_that_matches_nothing_is_named():

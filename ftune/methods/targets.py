@@ -43,7 +43,8 @@ def find_targets(
     """The linear modules to adapt, by path; the input embeddings too, where a pattern names them.
 
     `all-linear`, `attention` and `mlp` mean those of the transformer layers only: never the output head, never another
-    tower. A pattern that matches nothing is an error that names it.
+    tower. The name of a module means the text model's; what lies elsewhere is meant by its whole path or a regular
+    expression. A pattern that matches nothing is an error that names it.
     """
     layers_path, module_list = decoder_layers(model)
     wanted = layer_indices(layers, len(module_list))
@@ -56,7 +57,8 @@ def find_targets(
         if target_modules != "attention":
             _refuse_fused_experts(model)
     else:
-        found = _match_all(adaptable, target_modules)
+        own = set(inside) | {path for path, m in adaptable.items() if m in (embeddings, model.get_output_embeddings())}
+        found = _match_all(adaptable, target_modules, own)
         _refuse_tied(model, found)
     chosen = {path: module for path, module in found.items() if layer_of(path, layers_path) in wanted | {None}}
     if not chosen:
@@ -71,12 +73,13 @@ def _is_kind(path: str, layers_path: str, kind: str) -> bool:
     return kind == "all-linear" or is_attention == (kind == "attention")
 
 
-def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
+def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str], own: set[str]) -> dict[str, nn.Module]:
     problems: list[Problem] = []
     found: dict[str, nn.Module] = {}
     for pattern in patterns:
         try:
-            hits = {path: module for path, module in linear.items() if matches(pattern, path)}
+            meant = {path: module for path, module in linear.items() if matches(pattern, path)}
+            hits = {path: m for path, m in meant.items() if path in own or re.fullmatch(pattern, path)}
         except re.error as error:
             problems.append(Problem(f"{pattern!r} is not a regular expression: {error}", "method.target_modules"))
             continue
