@@ -93,6 +93,10 @@ def test_truncation_keeps_the_first_tokens_and_counts_the_rest(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "ab", "completion": "c" * 50}])
     dataset = load(path, make_tokenizer(None), max_length=20, too_long="truncate")
     tokens = dataset.examples[0].tokens
+    told = dataset.audit.as_dict()["roles"]
+    assert [(role, told[role]["tokens_in"], told[role]["supervised"]) for role in ("user", "assistant", "text")] == [
+        ("user", 2, 0), ("assistant", 50, 18), ("text", 1, 0),
+    ]  # fmt: skip
     assert (len(tokens), tokens.num_supervised, dataset.audit.fates["truncated"]) == (20, 18, 33)
 
 
