@@ -7,6 +7,7 @@ assistant and tool, a text `content` (absent where a turn is calls alone), OpenA
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from ftune.data.fields import BadRow, as_list, as_text, from_json, told
@@ -91,9 +92,15 @@ def _check_keys(turn: Message, where: str, notes: list[str]) -> None:
             continue
         if key in MEDIA:
             raise BadRow(f"{where} has {key!r}: only text can be trained on", "take the row out")
-        if near := get_close_matches(str(key), KNOWN, 1, cutoff=0.8):
-            raise BadRow(f"{where} has the unknown key {key!r}; did you mean {near[0]!r}?")
+        if near := _nearest_key(str(key)):
+            raise BadRow(f"{where} has the unknown key {key!r}; did you mean {near!r}?")
         notes.append(f"the key {key!r} of messages is not used")
+
+
+@lru_cache(maxsize=256)
+def _nearest_key(key: str) -> str:
+    """The known key that this one may be a slip of, or nothing. Looked up once: it is the same in every row."""
+    return next(iter(get_close_matches(key, KNOWN, 1, cutoff=0.8)), "")
 
 
 def _either(turn: Message, keys: tuple[str, str], where: str) -> Any:
