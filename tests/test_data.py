@@ -143,3 +143,10 @@ def test_row_ids_are_unique_over_files_of_one_name(tmp_path):
     paths = [tmp_path / name / "rows.jsonl" for name in ("a", "b")]
     examples = data.load(make_tokenizer(), [data.Source(path) for path in paths], data.Rules()).examples
     assert [e.row_id for e in examples] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:1#2", "rows.jsonl:2#2"]
+
+
+def test_pairs_whose_answers_are_the_same_are_told(tmp_path):
+    """Case 34: nothing can be learned of a preference from them."""
+    rows = [{"prompt": "p", "chosen": "a", "rejected": answer} for answer in ("a", "b", "a")]
+    notes = load(write_rows(tmp_path / "rows.jsonl", rows), make_tokenizer(None)).notes
+    assert notes["chosen and rejected answers are the same"] == 2

@@ -16,6 +16,7 @@ from ftune.data.shapes import (
     PlainPreference,
     Preference,
     ShapedRow,
+    has_signal,
     normalize,
 )
 from ftune.data.store import Example
@@ -23,6 +24,7 @@ from ftune.errors import UserError
 
 MAX_SHOWN = 20
 """How many bad rows are told one by one before the rest is only counted."""
+SAME_ANSWERS = "chosen and rejected answers are the same"
 PLACES = {role: place for place, role in enumerate(ROLES)}
 COUNTED_AS = {"prompt": "user", "completion": "assistant", "system+user": "user"}
 """The role whose tokens those of a turn are counted among, where it has another name."""
@@ -96,6 +98,8 @@ def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab
         )
     figures = figures_of(frozenset(chat.end_of_turn_ids(tokenizer)), rendered, tokens, kept)
     notes = (*getattr(shaped, "notes", ()), *rendered.notes)
+    if isinstance(shaped, Preference | PlainPreference) and not has_signal(shaped):
+        notes = (*notes, SAME_ANSWERS)
     return Example(row.row_id, rendered.text, kept, fields_of(shaped), truncated, figures, notes)
 
 

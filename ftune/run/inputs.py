@@ -21,7 +21,7 @@ from ftune.plan import Prediction
 from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
-from ftune.run.datasets import Collector, is_classification, read_sets
+from ftune.run.datasets import Collector, is_classification, read_sets, sources_of
 from ftune.run.start import start_from
 from ftune.settings import METHOD_NAMES
 from ftune.train import TrainingPlan, resolve_optimizer
@@ -172,7 +172,13 @@ def check_abilities(recipe: Recipe) -> None:
 
 def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """sha256 of all that shapes a run besides its recipe: a resumed run must find the same."""
-    paths = [*recipe.data.files, recipe.evaluation.probe]
+    section = recipe.data
+    paths = [
+        *(source.path for source in sources_of(section)),
+        section.validation,
+        section.test,
+        recipe.evaluation.probe,
+    ]
     template = tokenizer.chat_template
     return {
         "base": model.fingerprint(recipe.model),
