@@ -112,9 +112,13 @@ def test_adapter_of_another_method_is_no_start(workspace):
     other = {"name": "lora", "rank": 8, "alpha": 8, "start_from": str(first / "adapter")}
     with pytest.raises(UserError, match="of another shape"):
         run(workspace, method=other, output={"dir": "b"})
+    save_base(workspace / "other", seed=1)
+    same = {"name": "lora", "rank": 4, "alpha": 8, "start_from": str(first / "adapter")}
+    with pytest.raises(UserError, match=r"base fingerprint differs: model\.safetensors"):
+        run(workspace, model={"base": "other"}, method=same, output={"dir": "b"})
     for key, told in [
-        ({"init": "pissa"}, "leave method.init out"),
-        ({"alpha_pattern": {"v_proj": 3}}, "v_proj: 8.0 th"),
+        ({"init": "pissa"}, r"leave method\.init out"),
+        ({"alpha_pattern": {"v_proj": 3}}, r"v_proj: 8\.0 there, 3\.0 here"),
     ]:
         again = {"name": "lora", "rank": 4, "alpha": 8, "start_from": str(first / "adapter"), **key}
         with pytest.raises(UserError, match=told):

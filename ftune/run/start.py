@@ -11,7 +11,7 @@ from ftune.methods import METHODS
 from ftune.methods.base import Adapted, modules_of
 from ftune.methods.targets import pattern_value
 from ftune.recipe import Recipe
-from ftune.settings import AdaloraSettings, LowRankSettings
+from ftune.settings import LowRankSettings
 
 
 def start_from(base: PreTrainedModel, recipe: Recipe) -> None:
@@ -26,15 +26,15 @@ def start_from(base: PreTrainedModel, recipe: Recipe) -> None:
         raise UserError(
             f"{settings.start_from} is an adapter of {found.name}", "method.start_from", f"take method {found.name}"
         )
+    is_low_rank = isinstance(found, LowRankSettings)
+    keys = ("rank_stabilized", "initial_rank", *(() if is_low_rank else ("alpha",)))
     differing = [
         f"{key}: {getattr(found, key)} there, {getattr(settings, key)} here"
-        for key in ("rank_stabilized", "initial_rank")
+        for key in keys
         if hasattr(found, key) and getattr(found, key) != getattr(settings, key)
     ]
-    if isinstance(found, LowRankSettings):
+    if is_low_rank:
         differing += differing_alphas(base, found)
-    elif isinstance(found, AdaloraSettings) and found.alpha != getattr(settings, "alpha", None):
-        differing.append(f"alpha: {found.alpha} there, {getattr(settings, 'alpha', None)} here")
     if differing:
         raise UserError(
             f"that adapter was trained with other settings ({'; '.join(differing)})",
