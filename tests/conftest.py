@@ -194,7 +194,7 @@ def write(tmp_path: Path) -> Any:
     return write_recipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real models and data sets; tests that need it skip without it."""
     folder = os.environ.get("FTUNE_REAL_DATA")

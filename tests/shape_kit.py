@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from ftune.data.shapes import BadRow, normalize
+from ftune.data.fields import BadRow
+from ftune.data.shapes import normalize
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOL = {"name": "f", "parameters": {"type": "object"}}

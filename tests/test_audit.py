@@ -19,7 +19,7 @@ from rich.console import Console
 from ftune import chat as chats
 from ftune.console.audit import bar, print_audit
 from ftune.data import findings
-from ftune.data.audit import LOG_RATIO, NO_LABELS, NUM_LONGEST, ROLES, USED, Audit, Columns, Counts, histogram, merge
+from ftune.data.audit import LOG_RATIO, NO_LABELS, NUM_LONGEST, ROLES, USED, Audit, Columns, Counts, histogram
 from ftune.data.audit import quantiles as quantiles_of
 
 UNHURRIED = settings(deadline=None, max_examples=50)
@@ -138,17 +138,13 @@ def test_sources_and_roles_add_up_to_the_totals(rows: list[RowFigures]) -> None:
 
 
 @UNHURRIED
-@given(ROWS, st.lists(st.integers(0, 30), max_size=3), st.randoms())
-def test_workers_audits_merge_to_that_of_all_rows(rows: list[RowFigures], cuts: list[int], random: Any) -> None:
+@given(ROWS, st.lists(st.integers(0, 30), max_size=3))
+def test_rows_added_in_parts_are_counted_as_those_added_at_once(rows: list[RowFigures], cuts: list[int]) -> None:
     ends = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    parts = [audit_of(rows[start:end]) for start, end in pairwise(ends)]
-    random.shuffle(parts)
-    assert merge(pickle.loads(pickle.dumps(parts))).as_dict() == audit_of(rows).as_dict()
-
-
-def test_what_nobody_looked_for_stays_unknown_when_merged() -> None:
-    assert merge([Audit(), Audit()]).duplicates is None
-    assert merge([Audit(duplicates=0), Audit(), Audit(duplicates=3)]).duplicates == 3
+    audit = Audit()
+    for start, end in pairwise(ends):
+        audit.add(columns_of(rows[start:end]))
+    assert audit.as_dict() == audit_of(rows).as_dict()
 
 
 @UNHURRIED

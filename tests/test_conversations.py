@@ -5,8 +5,9 @@ import json
 import pytest
 from shape_kit import ANSWERED, ASKED, CALL, TOOL, messages, refusal, said, sharegpt, turn
 
+from ftune.data.detection import detect, unused_columns
 from ftune.data.messages import OTHER_ALIASES, USUAL_ALIASES
-from ftune.data.shapes import Conversation, detect, normalize, unused_columns
+from ftune.data.shapes import Conversation, normalize
 
 
 def test_messages_are_taken_as_they_are():

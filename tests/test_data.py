@@ -150,3 +150,37 @@ def test_pairs_whose_answers_are_the_same_are_told(tmp_path):
     rows = [{"prompt": "p", "chosen": "a", "rejected": answer} for answer in ("a", "b", "a")]
     notes = load(write_rows(tmp_path / "rows.jsonl", rows), make_tokenizer(None)).notes
     assert notes["chosen and rejected answers are the same"] == 2
+
+
+@pytest.mark.parametrize("shape", ["text", "prompt_completion", "labelled", "messages"])
+def test_the_audit_counts_what_gives_a_loss(tmp_path, shape):
+    """A row's first token has nothing before it to be predicted from, unless its class is told there."""
+    rows = {
+        "text": [{"text": "abc"}, {"text": "d"}],
+        "prompt_completion": [{"prompt": "", "completion": "ab"}, {"prompt": "a", "completion": "b"}],
+        "labelled": [{"text": "abc", "label": "x"}, {"text": "d", "label": "y"}],
+        "messages": GOOD,
+    }[shape]
+    template = {} if shape == "messages" else {"template": None}
+    dataset = load(write_rows(tmp_path / "rows.jsonl", rows), make_tokenizer(**template), format=shape)
+    if shape == "labelled":
+        dataset = data.with_class_ids(dataset, data.sorted_labels(dataset.examples), "data.train")
+    assert dataset.audit.supervised_tokens == sum(example.tokens.num_supervised for example in dataset.examples)
+
+
+def test_the_tokens_of_dropped_rows_are_in_the_audit(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [chat("a", "b"), chat("c" * 80, "d"), chat("e", "f")])
+    whole = load(path).audit.as_dict()
+    for too_long, reason in (("drop", "too_long"), ("truncate", "no_labels")):
+        told = load(path, max_length=60, too_long=too_long).audit.as_dict()
+        assert told["dropped"] == {reason: 1}
+        assert told["tokens_in"] == whole["tokens_in"] == told["tokens"] + told["tokens_dropped"][reason]
+
+
+def test_rows_whose_tokens_straddle_an_answers_border_are_told(tmp_path):
+    """Case 15: such a token is the prompt's, as at inference."""
+    tokenizer = make_tokenizer(None)
+    tokenizer.add_tokens([":h"])
+    rows = [{"prompt": "a:", "completion": "hi"}, {"prompt": "a", "completion": "hi"}]
+    notes = load(write_rows(tmp_path / "rows.jsonl", rows), tokenizer).notes
+    assert notes["a token reaches over the border of an answer; it is read, not learned"] == 1

@@ -9,13 +9,20 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from ftune.data.hub import hub_files, read_hub
+from ftune.data import Source
+from ftune.data.hub import hub_files
 from ftune.data.rows import read_rows
 from ftune.errors import UserError
+from ftune.recipe import DataSection
+from ftune.run.datasets import sources_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = [{"a": {"x": 1}, "b": "2"}, {"a": {"x": "2", "y": "null"}, "b": "2020-01-01"}]
 """Rows that the library would change: the text "2" into a number, "null" into nothing."""
+
+
+def read_hub(*dataset):
+    return [row for path in hub_files(*dataset).paths for row in read_rows(path)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +103,8 @@ def test_without_a_network_the_cache_is_read(cache):
     files = hub_files("owner/name", "train")
     assert (files.commit, [path.name for path in files.paths]) == (COMMIT, ["train.jsonl"])
     assert [row.fields for row in read_hub("owner/name", "train", COMMIT)] == ROWS
+    section = DataSection(train={"hub": "owner/name", "weight": 2})
+    assert sources_of(section) == [Source(files.paths[0], 2.0, COMMIT)]
     with pytest.raises(UserError, match="the dataset owner/name at other: neither in the cache nor to be reached"):
         list(read_hub("owner/name", "train", "other"))
 

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, LlamaConfig
@@ -53,14 +52,10 @@ SETS = {
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
+def qwen(tmp_path_factory, real_data):
     """A folder with Qwen 2.5's real tokenizer and a small shape; a check needs no weights."""
-    import os
-
-    if not (data := os.environ.get("FTUNE_REAL_DATA")):
-        pytest.skip("FTUNE_REAL_DATA is not set: no real models and data here")
     folder = tmp_path_factory.mktemp("qwen") / "base"
-    shutil.copytree(Path(data) / "models" / "qwen2.5-tokenizer", folder)
+    shutil.copytree(real_data / "models" / "qwen2.5-tokenizer", folder)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaConfig(vocab_size=151936, max_position_embeddings=8192, **sizes).save_pretrained(folder)
     return folder

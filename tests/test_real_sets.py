@@ -2,27 +2,15 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from ftune.data.detection import detect, unused_columns
 from ftune.data.examples import fields_of
 from ftune.data.rows import SourceRow, read_rows
-from ftune.data.shapes import (
-    Completion,
-    Conversation,
-    Labelled,
-    PlainPreference,
-    Preference,
-    Text,
-    detect,
-    normalize,
-    unused_columns,
-)
+from ftune.data.shapes import Completion, Conversation, Labelled, PlainPreference, Preference, Text, normalize
 from ftune.data.texts import full_text, question_and_answer
-
-REAL = Path(os.environ.get("FTUNE_REAL_DATA", "/nonexistent")) / "data"
 
 
 def count_of(path: Path) -> int:
@@ -32,7 +20,6 @@ def count_of(path: Path) -> int:
         return len(json.load(file)) if path.suffix == ".json" else sum(1 for line in file if line.strip())
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="FTUNE_REAL_DATA is not set")
 @pytest.mark.parametrize(
     ("file", "shape", "columns", "kind", "unused"),
     [
@@ -67,8 +54,8 @@ def count_of(path: Path) -> int:
         ("snips/train.jsonl", "labelled", {"label": "intent"}, Labelled, ("slots",)),
     ],
 )
-def test_a_real_set_is_read_to_its_last_row(file, shape, columns, kind, unused):
-    path = REAL / file
+def test_a_real_set_is_read_to_its_last_row(real_data, file, shape, columns, kind, unused):
+    path = real_data / "data" / file
     rows = list(read_rows(path))
     assert all(isinstance(row, SourceRow) for row in rows)
     requested = shape if shape == "labelled" else "auto"
@@ -84,9 +71,8 @@ def test_a_real_set_is_read_to_its_last_row(file, shape, columns, kind, unused):
     assert not any(getattr(row, "notes", ()) for row in shaped)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="FTUNE_REAL_DATA is not set")
-def test_real_calls_and_texts_arrive_whole():
-    raw = json.loads((REAL / "toolcall_glaive/toolcall.json").read_text(encoding="utf-8"))
+def test_real_calls_and_texts_arrive_whole(real_data):
+    raw = json.loads((real_data / "data" / "toolcall_glaive/toolcall.json").read_text(encoding="utf-8"))
     rows = [normalize(fields, "sharegpt", {}) for fields in raw]
     for fields, row in zip(raw, rows, strict=True):
         assert [t["function"] for t in row.tools or ()] == json.loads(fields["tools"])

@@ -8,21 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shape_kit import ANSWERED, ASKED, TOOL, refusal, said, sharegpt, turn
 
-from ftune.data.detection import NEEDED
+from ftune.data.detection import NEEDED, detect, unused_columns
 from ftune.data.examples import fields_of
-from ftune.data.fields import renamed
+from ftune.data.fields import BadRow, renamed
 from ftune.data.shapes import (
-    BadRow,
     Completion,
     Conversation,
     Labelled,
     PlainPreference,
     Preference,
     Text,
-    detect,
     has_signal,
     normalize,
-    unused_columns,
 )
 from ftune.data.texts import full_text, question_and_answer
 from ftune.errors import UserError

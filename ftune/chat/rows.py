@@ -76,12 +76,6 @@ class TextTokens(Tokens):
 
     starts: tuple[int, ...] = field(default=(), compare=False)
     """The character that each token begins at; the text's length for one that was added behind it."""
-    is_labelled: bool = False
-    """Whether the last token tells the row's class: then it alone is supervised, though it be the first."""
-
-    @property
-    def num_supervised(self) -> int:
-        return 1 if self.is_labelled else super().num_supervised
 
     def cut(self, length: int) -> "TextTokens":
         """The first tokens; which ones were supervised stays."""

@@ -1,8 +1,9 @@
 """Files -> rows -> checked examples."""
 
 from ftune.data.audit import Audit
-from ftune.data.detection import detect
-from ftune.data.examples import LABELLED, MAX_SHOWN, BadRow, Rules, make_example
+from ftune.data.detection import LABELLED, detect
+from ftune.data.examples import MAX_SHOWN, Rules, make_example
+from ftune.data.fields import BadRow
 from ftune.data.labels import label_of, sorted_labels, with_class_ids
 from ftune.data.loading import Dataset, load
 from ftune.data.mixture import Mixture

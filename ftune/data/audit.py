@@ -1,7 +1,7 @@
 """The supervision audit: where every row and every token went, by source and by role.
 
 Each row that was read has one outcome (used, or the reason it was dropped for) and each of its tokens one fate, so
-that all sums agree by construction. Worker processes audit their own rows; the audits are then merged.
+that all sums agree by construction.
 """
 
 from collections import Counter
@@ -190,21 +190,6 @@ class Audit:
         }
 
 
-def merge(audits: Iterable[Audit]) -> Audit:
-    """One audit of all the rows; in which order does not matter but for the order of the sources."""
-    merged = Audit()
-    for audit in audits:
-        for name in ("rows", "tokens", "rows_with_role", "lengths"):
-            getattr(merged, name).update(getattr(audit, name))
-        merged.rows_without_supervision += audit.rows_without_supervision
-        merged.end_of_turn += audit.end_of_turn
-        merged.end_of_turn_supervised += audit.end_of_turn_supervised
-        merged.longest = nsmallest(NUM_LONGEST, [*merged.longest, *audit.longest])
-        merged.duplicates = _sum(merged.duplicates, audit.duplicates)
-        merged.contaminated = _sum(merged.contaminated, audit.contaminated)
-    return merged
-
-
 def quantiles(lengths: Mapping[int, int]) -> dict[str, int] | None:
     """The smallest length that at least this share of the rows does not exceed; exact. None without rows."""
     if not lengths:
@@ -260,7 +245,3 @@ def _token_counts(fates: Mapping[str, int]) -> dict[str, int]:
 
 def _lowest(counts: Counts) -> int:
     return int(counts.min(initial=0))
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one + (other or 0)

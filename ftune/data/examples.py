@@ -6,7 +6,6 @@ from typing import Any
 
 from ftune import chat
 from ftune.data.audit import ROLES, Figures
-from ftune.data.detection import LABELLED
 from ftune.data.fields import BadRow
 from ftune.data.rows import SourceRow
 from ftune.data.shapes import (
@@ -24,13 +23,20 @@ from ftune.errors import UserError
 
 MAX_SHOWN = 20
 """How many bad rows are told one by one before the rest is only counted."""
+STRADDLING = "a token reaches over the border of an answer; it is read, not learned"
 SAME_ANSWERS = "chosen and rejected answers are the same"
 PLACES = {role: place for place, role in enumerate(ROLES)}
 COUNTED_AS = {"prompt": "user", "completion": "assistant", "system+user": "user"}
 """The role whose tokens those of a turn are counted among, where it has another name."""
 
 
-class TooLong(BadRow):
+class DroppedTokens(BadRow):
+    """A row that has tokens, which the audit counts though none is trained on."""
+
+    figures: Figures
+
+
+class TooLong(DroppedTokens):
     """A row of more tokens than data.max_length."""
 
     def __init__(self, length: int, limit: int) -> None:
@@ -40,7 +46,7 @@ class TooLong(BadRow):
         )
 
 
-class NoLabels(BadRow):
+class NoLabels(DroppedTokens):
     """A row that would give no loss."""
 
 
@@ -82,25 +88,37 @@ def make_example(tokenizer: Any, row: SourceRow, shape: str, rules: Rules, vocab
     except chat.TemplateRowError as error:
         raise BadRow(error.problems[0].what, error.problems[0].hint) from error
     tokens = chat.tokenize(tokenizer, rendered)
-    truncated = max(0, len(tokens) - rules.max_length)
-    if truncated and rules.too_long != "truncate":
-        raise TooLong(len(tokens), rules.max_length)
-    kept = tokens.cut(rules.max_length) if truncated else tokens
-    if isinstance(shaped, Labelled):
-        kept = _labelled(tokenizer, kept)
-    if kept.num_supervised == 0:
-        cut = f" within the first {rules.max_length} tokens" if truncated else ""
-        raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")
+    end_ids = frozenset(chat.end_of_turn_ids(tokenizer))
+    try:
+        kept = _kept(tokenizer, tokens, isinstance(shaped, Labelled), rules)
+    except DroppedTokens as error:
+        error.figures = figures_of(end_ids, rendered, tokens, tokens)
+        raise
     if vocab_size is not None and max(kept.input_ids) >= vocab_size:
         raise BadRow(
             f"token id {max(kept.input_ids)} is outside the model's {vocab_size} embeddings",
             "the tokenizer does not belong to this model",
         )
-    figures = figures_of(frozenset(chat.end_of_turn_ids(tokenizer)), rendered, tokens, kept)
-    notes = (*getattr(shaped, "notes", ()), *rendered.notes)
-    if isinstance(shaped, Preference | PlainPreference) and not has_signal(shaped):
-        notes = (*notes, SAME_ANSWERS)
-    return Example(row.row_id, rendered.text, kept, fields_of(shaped), truncated, figures, notes)
+    notes = [*getattr(shaped, "notes", ()), *rendered.notes]
+    notes += [STRADDLING] if tokens.straddling else []
+    notes += [SAME_ANSWERS] if isinstance(shaped, Preference | PlainPreference) and not has_signal(shaped) else []
+    figures = figures_of(end_ids, rendered, tokens, kept)
+    truncated = max(0, len(tokens) - rules.max_length)
+    return Example(row.row_id, rendered.text, kept, fields_of(shaped), truncated, figures, tuple(notes))
+
+
+def _kept(tokenizer: Any, tokens: chat.TextTokens, is_labelled: bool, rules: Rules) -> chat.Tokens:
+    """The tokens that are trained on; raises BadRow where there are too many, or none to learn."""
+    is_cut = len(tokens) > rules.max_length
+    if is_cut and rules.too_long != "truncate":
+        raise TooLong(len(tokens), rules.max_length)
+    kept = tokens.cut(rules.max_length) if is_cut else tokens
+    if is_labelled:
+        return _labelled(tokenizer, kept)
+    if kept.num_supervised == 0:
+        cut = f" within the first {rules.max_length} tokens" if is_cut else ""
+        raise NoLabels(f"no supervised tokens{cut}", "raise data.max_length, or shorten the prompt")
+    return kept
 
 
 def render(tokenizer: Any, shaped: ShapedRow) -> chat.Rendered:
@@ -165,26 +183,26 @@ def fields_of(shaped: ShapedRow) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _labelled(tokenizer: Any, tokens: chat.TextTokens) -> chat.TextTokens:
+def _labelled(tokenizer: Any, tokens: chat.Tokens) -> chat.LabelledTokens:
     """The label is told at the last token. No row ends with the padding token: transformers would pool before it."""
-    length = len(tokens)
-    while length and tokens.input_ids[length - 1] == tokenizer.pad_token_id:
-        length -= 1
-    if not length:
+    ids = tokens.input_ids
+    while ids and ids[-1] == tokenizer.pad_token_id:
+        ids = ids[:-1]
+    if not ids:
         raise BadRow("the text is nothing but padding")
-    return replace(tokens.cut(length), supervised=[False] * (length - 1) + [True], is_labelled=True)
+    return chat.LabelledTokens(ids, [False] * (len(ids) - 1) + [True])
 
 
 def figures_of(end_ids: frozenset[int], rendered: chat.Rendered, tokens: chat.TextTokens, kept: chat.Tokens) -> Figures:
     """What the audit counts in a row, in the order of NUM_FIGURES. `end_ids`: the tokens that end a turn."""
     turns = sorted((turn.start, turn.end, COUNTED_AS.get(turn.role, turn.role)) for turn in rendered.turns)
-    length, supervised = len(kept), kept.supervised
+    length, labels = len(kept), kept.labels
     counts, ends, current = [0] * (3 * len(ROLES)), [0, 0], 0
     for i, (token, start) in enumerate(zip(tokens.input_ids, tokens.starts, strict=True)):
         while current < len(turns) and turns[current][1] <= start:
             current += 1
         role = PLACES[turns[current][2]] if current < len(turns) and turns[current][0] <= start else PLACES["text"]
-        is_supervised = i < length and supervised[i]
+        is_supervised = i < length and labels[i] != -100
         counts[role] += 1
         if i >= length:
             counts[2 * len(ROLES) + role] += 1
@@ -194,18 +212,3 @@ def figures_of(end_ids: frozenset[int], rendered: chat.Rendered, tokens: chat.Te
             ends[0] += 1
             ends[1] += is_supervised
     return (*counts, *ends)
-
-
-__all__ = [
-    "LABELLED",
-    "MAX_SHOWN",
-    "BadRow",
-    "NoLabels",
-    "Rules",
-    "TooLong",
-    "fields_of",
-    "figures_of",
-    "make_example",
-    "reason",
-    "render",
-]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ftune.data.rows import READERS, SourceRow, read_rows
+from ftune.data.rows import READERS
 from ftune.data.streams import kind_of
-from ftune.errors import Problem, UserError
+from ftune.errors import UserError
 
 SCHEME = "hf://datasets/"
 HARMLESS = {"name", "version", "data_dir", "data_files", "description", "features", "chunksize", "block_size"}
@@ -25,12 +25,6 @@ class HubFiles:
 
     paths: tuple[Path, ...]
     commit: str | None
-
-
-def read_hub(name: str, split: str, revision: str | None = None) -> Iterator[SourceRow | Problem]:
-    """The rows of a split, as `read_rows` gives them; UserError where the dataset, split or network is missing."""
-    for path in hub_files(name, split, revision).paths:
-        yield from read_rows(path)
 
 
 def hub_files(name: str, split: str, revision: str | None = None, configuration: str | None = None) -> HubFiles:

@@ -10,11 +10,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
+from ftune.chat import ROLES, Message
 from ftune.data.fields import BadRow, as_list, as_text, from_json, told
 
-Message = dict[str, Any]
-
-ROLES = ("system", "user", "assistant", "tool")
 USUAL_ALIASES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 """ShareGPT's names, which need no word."""
 OTHER_ALIASES = {

@@ -21,10 +21,11 @@ from ftune.console.progress import task_progress
 from ftune.console.streams import note, warn
 from ftune.data.audit import USED
 from ftune.data.detection import detect, unused_columns
-from ftune.data.examples import MAX_SHOWN, BadRow, Rules, make_example, reason
+from ftune.data.examples import MAX_SHOWN, Rules, make_example, reason
+from ftune.data.fields import BadRow
 from ftune.data.rows import SourceRow
 from ftune.data.sources import Source, suffixes
-from ftune.data.store import SCHEMA, dropped, open_file, to_batch
+from ftune.data.store import NO_FIGURES, SCHEMA, dropped, open_file, to_batch
 from ftune.data.workers import num_workers, ordered
 from ftune.errors import Problem, UserError
 from ftune.quantities import format_count
@@ -94,7 +95,7 @@ def prepare_chunk(preparation: Preparation, task: Task) -> Outcome:
         try:
             example = make_example(preparation.tokenizer, row, task.shape, rules, preparation.vocab_size)
         except BadRow as error:
-            rows.append(dropped(row.row_id))
+            rows.append(dropped(row.row_id, getattr(error, "figures", NO_FIGURES)))
             outcomes.append(reason(error))
             if not rules.may_drop(error):
                 problems.append(Problem(f"{error}", f"{row.place} (row {row.row_id})", error.hint))
@@ -175,15 +176,13 @@ def prepare(preparation: Preparation, sources: Sequence[Source]) -> Prepared:
         batches: list[pa.RecordBatch] = []
         notes = _collect(preparation, (first, 1), sources, batches.append)
         return Prepared(pa.Table.from_batches(batches, SCHEMA), notes)
-    facts = preparation.facts() | {"sources": [[source.name, source.digest()] for source in sources]}
+    facts = preparation.facts() | {"sources": [[source.name, source.digest] for source in sources]}
     path = folder.cache_folder("data") / folder.sha256_json(facts)
     if (found := _find(path, facts)) is not None:
         note(f"{format_count(len(found.table))} prepared rows found in {path}")
         return found
-    _write(path, facts, preparation, sources, chain(first, tasks))
-    found = _find(path, facts)
-    assert found is not None
-    return found
+    notes = _write(path, facts, preparation, sources, chain(first, tasks))
+    return Prepared(open_file(path / ROWS), notes)
 
 
 def _collect(
@@ -203,7 +202,7 @@ def _collect(
 
 def _write(
     path: Path, facts: dict[str, Any], preparation: Preparation, sources: Sequence[Source], tasks: Iterator[Task]
-) -> None:
+) -> dict[str, int]:
     with folder.new_in_cache(path) as new:
         with (
             pa.OSFile(str(new / ROWS), "wb") as file,
@@ -218,6 +217,7 @@ def _write(
             notes = _collect(preparation, (tasks, num_workers()), sources, keep)
         digest = folder.sha256_file(new / ROWS)
         folder.write_json(new / FACTS, {**facts, "notes": notes, "sha256": digest})
+    return notes
 
 
 def _find(path: Path, facts: dict[str, Any]) -> Prepared | None:

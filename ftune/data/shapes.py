@@ -4,28 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftune.data.detection import LABELLED, Detected, conversation_column, detect, unused_columns
+from ftune.chat import Message
+from ftune.data.detection import conversation_column
 from ftune.data.fields import BadRow, as_list, filled_text, optional_text, renamed, required, text, told
-from ftune.data.messages import Message, check_order, messages_of
+from ftune.data.messages import check_order, messages_of
 from ftune.data.source import Row
-
-__all__ = [
-    "LABELLED",
-    "BadRow",
-    "Completion",
-    "Conversation",
-    "Detected",
-    "Labelled",
-    "PlainPreference",
-    "Preference",
-    "ShapedRow",
-    "Text",
-    "check_label",
-    "detect",
-    "has_signal",
-    "normalize",
-    "unused_columns",
-]
 
 BETWEEN = "\n\n"
 """Between an instruction and its input: a blank line, so that an input of several paragraphs stays apart."""

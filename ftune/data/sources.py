@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ftune import folder
@@ -16,6 +17,8 @@ class Source:
 
     path: Path
     weight: float = 1.0
+    commit: str | None = None
+    """Of the hub, where the file comes from there."""
 
     @property
     def name(self) -> str:
@@ -28,6 +31,7 @@ class Source:
     def rows(self) -> Iterator[SourceRow | Problem]:
         return read_rows(self.path)
 
+    @cached_property
     def digest(self) -> str:
         """sha256 of the content: a file that changed in place is another one, whatever its date."""
         return folder.sha256_file(self.path)

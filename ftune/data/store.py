@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 """A line for every row that was read; `outcome` says which are examples, and the others' reasons."""
+NO_FIGURES = (0,) * NUM_FIGURES
 EXAMPLE = ("row_id", "text", "fields", "input_ids", "supervised", "tokens_truncated")
 Indices = NDArray[np.int64]
 
@@ -40,15 +41,15 @@ class Example:
     tokens: chat.Tokens
     fields: dict[str, Any]
     tokens_truncated: int = 0
-    figures: Figures = field(default=(0,) * NUM_FIGURES, compare=False)
+    figures: Figures = field(default=NO_FIGURES, compare=False)
     """What the audit counts in it."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was done to it that a user would want to know; the same words for all such rows."""
 
 
-def dropped(row_id: str) -> Example:
+def dropped(row_id: str, figures: Figures = NO_FIGURES) -> Example:
     """What is kept of a row that is no example."""
-    return Example(row_id, "", chat.Tokens([], []), {})
+    return Example(row_id, "", chat.Tokens([], []), {}, figures=figures)
 
 
 def to_batch(rows: Sequence[Example], source: int, outcomes: Sequence[str]) -> pa.RecordBatch:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,8 @@ _function: Callable[[Any], Any]
 
 
 def num_workers() -> int:
-    """As many as cores this process may use; one where processes cannot be forked."""
-    return len(os.sched_getaffinity(0)) if "fork" in multiprocessing.get_all_start_methods() else 1
+    """As many as cores this process may use; one where forking beside a loaded torch is not safe."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:

@@ -21,7 +21,12 @@ def matches(pattern: str, path: str) -> bool:
 
 def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
     """The value of the first pattern that means this module (rank_pattern, alpha_pattern), else the default."""
-    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)), default)
+    return next((value for pattern, value in patterns.items() if is_meant(pattern, path)), default)
+
+
+def is_meant(pattern: str, path: str) -> bool:
+    """Whether a pattern is a module's whole path, or its end from a dot on."""
+    return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
 
 
 def check_patterns(adapted: Iterable[str], patterns: Mapping[str, Iterable[str]]) -> None:
@@ -31,7 +36,7 @@ def check_patterns(adapted: Iterable[str], patterns: Mapping[str, Iterable[str]]
         Problem(f"{pattern!r} matches no adapted module", f"method.{key}", _available(paths))
         for key, wanted in patterns.items()
         for pattern in wanted
-        if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in paths)
+        if not any(is_meant(pattern, path) for path in paths)
     ]
     if idle:
         raise UserError.collect(idle)

@@ -104,8 +104,9 @@ def clean_rows(train: Dataset, section: DataSection, items: Sequence[Item], seed
         gone["near_duplicate"] = near
         listed += clean.from_clusters(twins.near, twins.sketches, row_ids, near)
     staying = np.setdiff1d(np.arange(len(train)), np.concatenate([*gone.values(), np.zeros(0, np.int64)]))
+    is_staying = np.isin(np.arange(len(train)), staying)
     if contamination is not None:
-        hits = [hit for hit in found.hits if hit.row in set(staying.tolist())]
+        hits = [hit for hit in found.hits if is_staying[hit.row]]
         told = list(clean.from_hits(hits, row_ids))
         _act_on(told, section.decontaminate)
         if section.decontaminate != "report":

@@ -70,8 +70,8 @@ def sources_of(section: DataSection) -> list[Source]:
         if isinstance(entry, DataFile):
             sources.append(Source(entry.path, entry.weight))
         else:
-            files = hub_files(str(entry.hub), entry.split, entry.revision).paths
-            sources += [Source(path, entry.weight) for path in files]
+            found = hub_files(str(entry.hub), entry.split, entry.revision)
+            sources += [Source(path, entry.weight, found.commit) for path in found.paths]
     return sources
 
 
@@ -114,6 +114,9 @@ def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFa
     if train is not None:
         collector.problems += findings.blocking(train.audit)
         notes = {**train.notes, **template_notes(tokenizer, train, collector)}
+    for name, part in (("data.validation", validation), ("data.test", test)):
+        if part is not None and (gone := part.audit.dropped):
+            notes[f"{name}: dropped {', '.join(f'{reason} {count}' for reason, count in gone.items())}"] = gone.total()
     return Sets(train, validation, test, items, classes, twins, notes)
 
 

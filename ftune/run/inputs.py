@@ -21,7 +21,7 @@ from ftune.plan import Prediction
 from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
-from ftune.run.datasets import Collector, is_classification, read_sets, sources_of
+from ftune.run.datasets import Collector, is_classification, read_sets
 from ftune.run.start import start_from
 from ftune.settings import METHOD_NAMES
 from ftune.train import TrainingPlan, resolve_optimizer
@@ -170,19 +170,15 @@ def check_abilities(recipe: Recipe) -> None:
         raise UserError.collect(problems)
 
 
-def digests(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def digests(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """sha256 of all that shapes a run besides its recipe: a resumed run must find the same."""
-    section = recipe.data
-    paths = [
-        *(source.path for source in sources_of(section)),
-        section.validation,
-        section.test,
-        recipe.evaluation.probe,
-    ]
-    template = tokenizer.chat_template
+    sources, template = inputs.train.sources, inputs.tokenizer.chat_template
+    named = (recipe.data.validation, recipe.data.test, recipe.evaluation.probe)
     return {
         "base": model.fingerprint(recipe.model),
-        "data": {str(path): folder.sha256_file(path) for path in paths if isinstance(path, Path)},
+        "data": {str(source.path): source.digest for source in sources}
+        | {str(path): folder.sha256_file(path) for path in named if isinstance(path, Path)},
+        "commits": {str(source.path): source.commit for source in sources if source.commit},
         "template": hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
         "start_from": files.adapter_digest(recipe.method.start_from) if recipe.method.start_from else None,
     }

@@ -51,7 +51,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
             folder.write_text(run.recipe, recipe.dump(settings))
         folder.write_json(run.plan, inputs.prediction.as_dict())
         folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
-        made_from = digests(settings, inputs.tokenizer)
+        made_from = digests(settings, inputs)
         with stopping_on_signals() as stop:
             fit(settings, inputs, model, accelerator, run, made_from, stop)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
@@ -228,6 +228,7 @@ def finish(
         "threads": torch.get_num_threads(),
         "base": made_from["base"],
         "data": made_from["data"],
+        "commits": made_from["commits"],
         "template": made_from["template"],
         **record,
     }
