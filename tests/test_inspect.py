@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audit_kit import UNHURRIED, audit_of, good
 from conftest import CHAT_ROWS, chat, ftune, make_tokenizer, write_recipe, write_rows
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from sample_run import sample_report, write_run
-from test_audit import UNHURRIED, audit_of, good
 from transformers import AutoTokenizer
 
 from ftune import chat as chats
