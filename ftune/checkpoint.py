@@ -29,6 +29,14 @@ class Checkpoint:
     optimizer_numbers: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: so many of the newest, and the best step's, if one is known."""
+
+    newest: int
+    best: int | None = None
+
+
 def _optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> tuple[Tensors, dict[str, int]]:
     """The optimizer's state by `<parameter>/<what>`: tensors, and whole numbers (bitsandbytes counts steps in one)."""
     tensors: Tensors = {}
@@ -51,13 +59,13 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     inputs: dict[str, Any],
-    keep: int,
+    keep: Keep,
 ) -> Path:
-    """Write one checkpoint whole; only then remove the oldest beyond `keep`.
+    """Write one checkpoint whole; only then remove those that `keep` has no room for.
 
     `tensors` are the trainable parameters and whatever else training changes, by name.
     """
-    target = checkpoints / f"step-{step:06d}"
+    target = path_of(checkpoints, step)
     names = {id(parameter): name for name, parameter in tensors.items()}
     with folder.atomic_folder(target) as path:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path / PARAMETERS)
@@ -71,15 +79,28 @@ def save(
             "files": folder.checksums(path),
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for old in sorted(checkpoints.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    for old in sorted(checkpoints.glob("step-*"))[: -keep.newest]:
+        if keep.best is None or old != path_of(checkpoints, keep.best):
+            shutil.rmtree(old)
     return target
+
+
+def path_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:06d}"
 
 
 def latest(checkpoints: Path) -> Checkpoint | None:
     """The newest checkpoint, verified; None when there is none."""
     folders = sorted(checkpoints.glob("step-*"))
     return _open(folders[-1]) if folders else None
+
+
+def at(checkpoints: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, verified."""
+    path = path_of(checkpoints, step)
+    if not path.is_dir():
+        raise UserError(f"the checkpoint of step {step} is gone", str(path), "restore it, or train again")
+    return _open(path)
 
 
 def _open(path: Path) -> Checkpoint:
@@ -96,8 +117,8 @@ def _open(path: Path) -> Checkpoint:
 
 
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Put parameters and optimizer state back, bit for bit; names and shapes must be exactly those saved."""
+def restore_tensors(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put parameters back, bit for bit; names and shapes must be exactly those saved."""
     saved = load_file(checkpoint.path / PARAMETERS)
     fits = saved.keys() == tensors.keys() and all(saved[name].shape == tensor.shape for name, tensor in tensors.items())
     if not fits:
@@ -106,6 +127,12 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
         )
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
+
+
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Put parameters and optimizer state back, bit for bit."""
+    restore_tensors(checkpoint, tensors)
     states: dict[str, dict[str, Any]] = {}
     for key, value in load_file(checkpoint.path / OPTIMIZER).items():
         name, _, what = key.rpartition("/")

@@ -139,6 +139,10 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 }
 
 
+METRICS_OF_LOSS: dict[str, Callable[[float], float]] = {"loss": float}
+"""Metrics that are made of the loss per token, in nats; lower is better."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """The answers of one model to a set of items, and the score of each."""

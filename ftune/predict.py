@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ftune import batches
+from ftune.batches import Features
 from ftune.data import Example
 from ftune.objectives import classification
 from ftune.statistics import Interval, mean_interval, paired_difference
@@ -21,16 +22,19 @@ RESAMPLES = 2000
 
 
 @torch.no_grad()
-def predict(model: PreTrainedModel, examples: Sequence[Example], plan: TrainingPlan) -> tuple[Ids, list[float]]:
-    """The class id of each example, and its probability."""
+def predict(
+    model: PreTrainedModel, examples: Sequence[Example], plan: TrainingPlan, features: Features | None = None
+) -> tuple[Ids, list[float]]:
+    """The class id of each example, and its probability. features: what a frozen body made of the examples before."""
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
     ids, shares = np.zeros(len(examples), dtype=np.int64), [0.0] * len(examples)
     groups = batches.split([len(example.tokens) for example in examples], plan.micro_batch_tokens, plan.packing)
-    with attending(model, plan.packing, plan.attention):
+    with attending(model, plan.packing and features is None, plan.attention):
         for group in groups:
-            batch = batches.collate([examples[i] for i in group]).to(device)
+            made = features.micro_batch(group) if features else batches.collate([examples[i] for i in group])
+            batch = made.to(device)
             best = classification.row_logits(model, batch, plan.packing).softmax(dim=-1).max(dim=-1)
             for i, share, class_id in zip(group, best.values.tolist(), best.indices.tolist(), strict=True):
                 ids[i], shares[i] = class_id, share
@@ -54,6 +58,13 @@ def macro_f1(counts: Ids) -> float:
     return float(np.mean(2 * np.diag(counts)[occurs] / total[occurs]))
 
 
+def score(metric: str, expected: Ids, predicted: Ids, num_labels: int) -> float:
+    """The accuracy, or the macro F1."""
+    if metric == "accuracy":
+        return float((predicted == expected).mean())
+    return macro_f1(confusion(expected, predicted, num_labels))
+
+
 @dataclass(frozen=True)
 class Measured:
     """A metric of some predictions and of a baseline's; `gain` is what the first has more."""
@@ -73,7 +84,7 @@ def measure(metric: str, expected: Ids, predicted: Ids, baseline: Ids, num_label
         return Measured(drop.after, drop.before, mean_interval(right), mean_interval(right_before), gain)
 
     def f1(rows: Ids, found: Ids) -> float:
-        return macro_f1(confusion(expected[rows], found[rows], num_labels))
+        return score("f1", expected[rows], found[rows], num_labels)
 
     every = np.arange(len(expected))
     return Measured(

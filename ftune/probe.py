@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -103,6 +104,12 @@ def compare(before: Answers, after: Answers, kl: float) -> dict[str, Any]:
         "general_loss": {"before": before.general_loss, "after": after.general_loss},
         "kl_to_base": kl,
     }
+
+
+def worst_drop(before: Answers, after: Answers) -> float | None:
+    """The largest drop of a suite's mean score; None without suites."""
+    drops = [fmean(scores) - fmean(after.scores[suite]) for suite, scores in before.scores.items()]
+    return max(drops, default=None)
 
 
 @torch.no_grad()

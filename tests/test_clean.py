@@ -254,12 +254,12 @@ def test_what_is_removed_is_told_with_its_twin() -> None:
     long = sentence(0, 60)
     texts, ids = [long, "other", long, long + " end", "other"], ["a", "b", "c", "d", "e"]
     twins = clean.first_twins(clean.digests(texts))
-    assert [t.as_dict() for t in clean.from_first_twins(twins, ids)] == [
+    assert [t.as_dict() for t in clean.from_first_twins(twins, ids.__getitem__)] == [
         {"row_id": "c", "twin_id": "a", "reason": "duplicate", "share": 1.0},
         {"row_id": "e", "twin_id": "b", "reason": "duplicate", "share": 1.0},
     ]
     signatures = clean.sketches(texts)
-    found = list(clean.from_clusters(clean.clusters(5, clean.near_pairs(signatures)[:2]), signatures, ids))
+    found = list(clean.from_clusters(clean.clusters(5, clean.near_pairs(signatures)[:2]), signatures, ids.__getitem__))
     assert [(t.row_id, t.twin_id, t.reason) for t in found] == [
         (row, twin, "near_duplicate") for row, twin in [("c", "a"), ("d", "a"), ("e", "b")]
     ]

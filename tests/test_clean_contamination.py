@@ -190,7 +190,7 @@ def test_without_items_or_rows_there_is_nothing_to_find() -> None:
 
 def test_a_contaminated_row_is_told_with_its_twin() -> None:
     rows = [CLEAN[0], ITEMS[3]]
-    (twin,) = from_hits(hits(build(ITEMS), rows), ["train.jsonl:1", "train.jsonl:2"])
+    (twin,) = from_hits(hits(build(ITEMS), rows), ["train.jsonl:1", "train.jsonl:2"].__getitem__)
     assert twin.as_dict() == {"row_id": "train.jsonl:2", "twin_id": "test:3", "reason": "equal", "share": 1.0}
 
 

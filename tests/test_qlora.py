@@ -56,7 +56,7 @@ def test_eight_bit_moments_continue_exactly_and_are_as_large_as_planned(tmp_path
     assert {t.dtype for t in held} == {torch.uint8, torch.float32}
     planned = plan.optimizer_bytes("adamw_8bit", list(trainable(straight).values()))
     assert planned == sum(t.numel() * t.element_size() for t in held)
-    checkpoint.save(tmp_path, 3, trainable(straight), optimizer, {}, 1)
+    checkpoint.save(tmp_path, 3, trainable(straight), optimizer, {}, checkpoint.Keep(1))
     resumed, other = start()
     checkpoint.restore(checkpoint.latest(tmp_path), trainable(resumed), other)
     for number in (3, 4):

@@ -1,6 +1,6 @@
 """What was removed, and why: each row with the one it repeats, as a run's JSON lists them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,14 +25,14 @@ class Twin(NamedTuple):
         return self._asdict()
 
 
-def from_first_twins(twins: Positions, row_ids: Sequence[str]) -> Iterator[Twin]:
+def from_first_twins(twins: Positions, id_of: Callable[[int], str]) -> Iterator[Twin]:
     """Exact duplicates, of what `first_twins` found."""
     for row in np.flatnonzero(twins >= 0).tolist():
-        yield Twin(row_ids[row], row_ids[twins[row]], "duplicate", 1.0)
+        yield Twin(id_of(row), id_of(int(twins[row])), "duplicate", 1.0)
 
 
 def from_clusters(
-    clusters: Positions, signatures: Sketches, row_ids: Sequence[str], rows: Positions | None = None
+    clusters: Positions, signatures: Sketches, id_of: Callable[[int], str], rows: Positions | None = None
 ) -> Iterator[Twin]:
     """Near duplicates, each with the first row of its cluster; in a chain it may be less alike than the threshold.
 
@@ -42,10 +42,10 @@ def from_clusters(
         rows = np.flatnonzero(clusters != np.arange(len(clusters)))
     shares = signatures.similarity(clusters[rows], rows)
     for row, first, share in zip(rows.tolist(), clusters[rows].tolist(), shares.tolist(), strict=True):
-        yield Twin(row_ids[row], row_ids[first], "near_duplicate", round(share, 3))
+        yield Twin(id_of(row), id_of(first), "near_duplicate", round(share, 3))
 
 
-def from_hits(hits: Iterable[Hit], row_ids: Sequence[str]) -> Iterator[Twin]:
-    """Contaminated rows, of what `Contamination.find` found among the rows with these ids."""
+def from_hits(hits: Iterable[Hit], id_of: Callable[[int], str]) -> Iterator[Twin]:
+    """Contaminated rows, of what `Contamination.find` found; `id_of` names a row by its place."""
     for hit in hits:
-        yield Twin(row_ids[hit.row], hit.item_id, hit.kind, round(hit.share, 3))
+        yield Twin(id_of(hit.row), hit.item_id, hit.kind, round(hit.share, 3))

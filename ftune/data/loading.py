@@ -70,6 +70,8 @@ class Dataset:
 def load(tokenizer: Any, sources: Sequence[Source], rules: Rules, vocab_size: int | None = None) -> Dataset:
     """All examples of some sources. Raises UserError with every problem found, and when nothing usable is left."""
     prepared = prepare(Preparation(tokenizer, rules, vocab_size), sources)
-    outcomes = prepared.table["outcome"].to_numpy()
+    # One string an outcome, not one a row.
+    coded = prepared.table["outcome"].combine_chunks().dictionary_encode()
+    outcomes = coded.dictionary.to_numpy(zero_copy_only=False)[coded.indices.to_numpy()]
     examples = Examples(prepared.table, np.flatnonzero(outcomes == USED))
     return Dataset(examples, tuple(sources), outcomes, prepared.notes)

@@ -123,9 +123,9 @@ class Examples(Sequence[Example]):
         for index in self.indices:
             yield json.loads(column[int(index)].as_py())
 
-    def row_ids(self) -> list[str]:
-        ids: list[str] = self.table["row_id"].take(pa.array(self.indices)).to_pylist()
-        return ids
+    def row_id(self, place: int) -> str:
+        """The id of one example, without the rest of it."""
+        return str(self.table["row_id"][int(self.indices[place])].as_py())
 
 
 def open_file(path: Path) -> pa.Table:

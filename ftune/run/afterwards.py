@@ -21,6 +21,9 @@ from ftune.run.inputs import require
 from ftune.run.targets import Target
 from ftune.train import TrainingPlan
 
+OF_TRAINING = ("path", "selection")
+"""Parts of a report that only training can measure."""
+
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
     """The tuned model from its files, how many of its tensors were loaded, and its method."""
@@ -92,6 +95,7 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     old = folder.read_json(target.run.report)
     document = training.report_of(settings, inputs, measured, proved, old["cost"])
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
+    document |= {key: old[key] for key in OF_TRAINING if key in old}
     with folder.lock(target.run.path):
         folder.write_json_lines(target.run.samples, measured.samples)
         folder.write_json(target.run.report, document)

@@ -93,21 +93,21 @@ def clean_rows(train: Dataset, section: DataSection, items: Sequence[Item], seed
     if section.deduplicate == "off" and not wants_near and contamination is None:
         return Cleaned(train, None, [])
     found = Look(train.examples, wants_near, contamination).everywhere()
-    row_ids, twins = train.examples.row_ids(), _Twins(found)
+    id_of, twins = train.examples.row_id, _Twins(found)
     gone: dict[str, clean.Positions] = {}
     listed: list[Twin] = []
     if section.deduplicate != "off":
         gone["duplicate"] = np.flatnonzero(twins.exact >= 0)
-        listed += clean.from_first_twins(twins.exact, row_ids)
+        listed += clean.from_first_twins(twins.exact, id_of)
     if section.deduplicate == "near":
         near = np.setdiff1d(np.flatnonzero(twins.near != np.arange(len(train))), gone["duplicate"])
         gone["near_duplicate"] = near
-        listed += clean.from_clusters(twins.near, twins.sketches, row_ids, near)
+        listed += clean.from_clusters(twins.near, twins.sketches, id_of, near)
     staying = np.setdiff1d(np.arange(len(train)), np.concatenate([*gone.values(), np.zeros(0, np.int64)]))
     is_staying = np.isin(np.arange(len(train)), staying)
     if contamination is not None:
         hits = [hit for hit in found.hits if is_staying[hit.row]]
-        told = list(clean.from_hits(hits, row_ids))
+        told = list(clean.from_hits(hits, id_of))
         _act_on(told, section.decontaminate)
         if section.decontaminate != "report":
             gone[CONTAMINATED] = np.array([hit.row for hit in hits], np.int64)

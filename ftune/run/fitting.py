@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ftune import checkpoint, features, folder, schedule, train
+from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
 from ftune.errors import ExitCode, Interrupted, RunError, UserError
@@ -21,7 +22,9 @@ from ftune.methods.base import training_state
 from ftune.methods.head import method_of
 from ftune.objectives import OBJECTIVES
 from ftune.recipe import Recipe
+from ftune.run import watching
 from ftune.run.inputs import Inputs
+from ftune.run.watching import Line, Selection, Watch
 
 
 class Stop:
@@ -53,9 +56,13 @@ def fit(
     accelerator: Accelerator,
     run: RunFolder,
     made_from: dict[str, Any],
+    watch: Watch | None,
     stop: Stop,
-) -> None:
-    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way."""
+) -> Selection:
+    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way.
+
+    The model is left at the step that is kept: the last, or the best of those that were evaluated.
+    """
     training, total = settings.training, inputs.plan.total_steps
     optimizer = train.make_optimizer(model, training)
     state = training_state(model)
@@ -71,25 +78,44 @@ def fit(
         job = replace(job, features=features.features_of(source, inputs.train.examples))
         if inputs.validation is not None:
             validation_features = features.features_of(source, inputs.validation.examples)
+    selects_best = training.select == "best"
     steps = train.train(job, inputs.train.examples, inputs.plan, start)
     with run.metrics.open("a", encoding="utf-8") as metrics, training_progress(total, start) as progress:
 
-        def write(line: dict[str, Any]) -> None:
-            metrics.write(json.dumps(line) + "\n")
+        def write(line: Line) -> None:
+            metrics.write(json.dumps(dict(line)) + "\n")
             metrics.flush()
 
+        if watch is not None and start == 0:
+            write(watch.base)
         for step in telling_out_of_memory(steps):
             write(step.as_dict())
             progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
-            if inputs.validation and schedule.is_due(step.step, total, training.evaluate_every, per_epoch):
-                loss = train.mean_loss(
-                    model, inputs.validation.examples, inputs.plan, objective.token_losses, validation_features
-                )
-                write({"step": step.step, "validation_loss": loss})
-            if stop.signal is not None or schedule.is_due(step.step, total, training.checkpoint_every, per_epoch):
-                checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, training.keep_checkpoints)
+            is_evaluated = watch is not None and schedule.is_due(step.step, total, training.evaluate_every, per_epoch)
+            if watch is not None and is_evaluated:
+                write(watch.look(model, step.step, validation_features))
+            is_kept = schedule.is_due(step.step, total, training.checkpoint_every, per_epoch)
+            if stop.signal is not None or is_kept or (is_evaluated and selects_best):
+                best = chosen(settings, run, step.step).step if selects_best else None
+                keep = Keep(training.keep_checkpoints, best)
+                checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, keep)
             if stop.signal is not None:
                 raise interrupted(stop.signal, step.step, total, run)
+    selection = chosen(settings, run, total)
+    if selection.step != total:
+        checkpoint.restore_tensors(checkpoint.at(run.checkpoints, selection.step), state)
+        note(f"keeping step {selection.step} of {total}: {selection.reason}")
+    return selection
+
+
+def chosen(settings: Recipe, run: RunFolder, step: int) -> Selection:
+    """What `training.select` keeps of the steps up to this one."""
+    if settings.training.select == "last":
+        return Selection("last", step, "the last step")
+    lines = folder.read_json_lines(run.metrics)
+    return watching.choose(lines, settings.evaluation.metric, settings.gates.max_forgetting) or Selection(
+        "best", step, "no evaluation before it"
+    )
 
 
 def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
@@ -128,6 +154,6 @@ def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, ma
         step = found.step
         note(f"resuming after step {step}")
     if run.metrics.exists():
-        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step]
+        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
         folder.write_json_lines(run.metrics, lines)
     return step

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule
 from ftune.artifacts import files, proof
@@ -84,6 +84,9 @@ def check_objective(recipe: Recipe) -> None:
         if metric in LABEL_METRICS:
             hint = "use exact_match, or set objective: classification"
             problems.append(Problem(f"{metric} scores labels, not answers", "evaluation.metric", hint))
+    if recipe.training.select == "best" and recipe.data.validation is None:
+        hint = "name a file with data.validation, or a share of the rows such as 0.05"
+        problems.append(Problem("the best step is chosen on validation rows", "training.select: best", hint))
     if problems:
         raise UserError.collect(problems)
 
@@ -184,20 +187,23 @@ def digests(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def build_model(recipe: Recipe, inputs: Inputs, device: torch.device) -> tuple[Any, dict[str, int]]:
-    """The base with the method attached, ready to train, and the hash of each of its tensors before training."""
-    run_plan = inputs.plan
+def load_base(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrainedModel:
+    """The base as training holds it; under a new head, where a classifier is trained."""
     dtype = model.base_dtype(recipe.model, device, METHODS[recipe.method.name].trains_base)
-    base = classifier.load(recipe.model, dtype, device, inputs.classes, recipe.training.seed)
+    return classifier.load(recipe.model, dtype, device, inputs.classes, recipe.training.seed)
+
+
+def attach_method(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> dict[str, int]:
+    """Put the method on the base, ready to train; gives the hash of each of its tensors before training."""
     method = method_of(recipe.method.name, base)
     method.attach(base, recipe.method, recipe.training.seed)
     if recipe.method.start_from is not None:
         start_from(base, recipe)
-    if run_plan.packing:
+    if inputs.plan.packing:
         comparing.prove_packing(base, recipe.model.attention)
     if plan.is_checkpointed(recipe, base):
         base.activation_checkpointing_enable({"use_reentrant": False})
-    return base, hashes(base)
+    return hashes(base)
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ from ftune.folder import RunFolder
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.recipe import Recipe
-from ftune.run import evidence
+from ftune.run import evidence, watching
 from ftune.run.fitting import fit, stopping_on_signals
-from ftune.run.inputs import Inputs, build_model, digests, hashes, require, resolve
+from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
 from ftune.settings import METHOD_NAMES
 
 RESUMABLE = ("gates.", "evaluation.")
@@ -43,7 +43,9 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     if accelerator.num_processes > 1:
         raise UserError("several processes are not available in this version", "training.parallel", "start one process")
     began = time.perf_counter()
-    model, before = build_model(settings, inputs, accelerator.device)
+    model = load_base(settings, inputs, accelerator.device)
+    watch = watching.begin(settings, inputs, model)
+    before = attach_method(settings, inputs, model)
     with folder.lock(run.path):
         if overwrite:
             clear(run)
@@ -53,7 +55,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
         made_from = digests(settings, inputs)
         with stopping_on_signals() as stop:
-            fit(settings, inputs, model, accelerator, run, made_from, stop)
+            selection = fit(settings, inputs, model, accelerator, run, made_from, watch, stop)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
         record["optimizer"] = train.resolve_optimizer(settings.training.optimizer, accelerator.device)
         live = proof.reference(model)
@@ -62,6 +64,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         measured, proved = measure(settings, inputs, run, live, accelerator.device)
         cost = cost_of(run, inputs, time.perf_counter() - began, accelerator.device)
         document = report_of(settings, inputs, measured, proved, cost)
+        document |= {"path": watching.path(folder.read_json_lines(run.metrics)), "selection": selection.as_dict()}
         finish(settings, inputs, run, document, measured, record, made_from, accelerator.device)
     return document
 

@@ -1,0 +1,160 @@
+"""Learning against forgetting on the way: what an evaluation during training measures, and which step is best."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ftune import comparing, evaluate, predict, probe, train
+from ftune.batches import Features
+from ftune.console.streams import note
+from ftune.data import Example, label_of
+from ftune.objectives import OBJECTIVES
+from ftune.quantities import format_count
+from ftune.recipe import Recipe
+from ftune.run.inputs import Inputs
+
+MOST_ANSWERED = 200
+"""Validation rows that are answered at each evaluation; their loss is that of all."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured at each evaluation, and what the base made of the probe."""
+
+    recipe: Recipe
+    inputs: Inputs
+    answered: Sequence[Example]
+    """The validation rows whose answers are scored."""
+    before: probe.Answers | None
+    base: Line = field(default_factory=dict)
+    """What the base scores: the line of step 0."""
+
+    def look(self, model: PreTrainedModel, step: int, features: Features | None = None) -> Line:
+        """A line of metrics.jsonl. features: those of the validation rows, where a frozen body's are kept."""
+        after = None
+        if self.inputs.probe is not None:
+            after = probe.ask(model, self.inputs.tokenizer, self.inputs.probe, self.inputs.plan, f"step {step}")
+        return self.line(model, step, after, features)
+
+    def line(
+        self, model: PreTrainedModel, step: int, after: probe.Answers | None, features: Features | None = None
+    ) -> Line:
+        validation, plan = self.inputs.validation, self.inputs.plan
+        assert validation is not None
+        losses = OBJECTIVES[self.recipe.objective.name].token_losses
+        loss = train.mean_loss(model, validation.examples, plan, losses, features)
+        values = {
+            "validation_loss": loss,
+            "validation_score": self._score(model, step, features, loss),
+            "worst_drop": probe.worst_drop(self.before, after) if self.before and after else None,
+            "general_loss": after.general_loss if after else None,
+        }
+        # JSON has no numbers that are none.
+        return {"step": step} | {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+
+    def _score(self, model: PreTrainedModel, step: int, features: Features | None, loss: float) -> float | None:
+        metric, inputs = self.recipe.evaluation.metric, self.inputs
+        if inputs.classes is not None:
+            assert inputs.validation is not None
+            examples = inputs.validation.examples
+            predicted, _ = predict.predict(model, examples, inputs.plan, features)
+            labels = inputs.classes.labels
+            expected = np.array([labels.index(label_of(example)) for example in examples])
+            return predict.score(metric, expected, predicted, len(labels))
+        if metric in evaluate.METRICS_OF_LOSS:
+            return evaluate.METRICS_OF_LOSS[metric](loss)
+        if not self.answered:
+            return None
+        tokens = self.recipe.evaluation.max_new_tokens
+        who = f"validation, step {step}"
+        return evaluate.score(model, inputs.tokenizer, self.answered, metric, tokens, who).mean
+
+
+def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None:
+    """Measure the base, before a method is on it; None where there are no validation rows, and so no evaluations."""
+    if inputs.validation is None:
+        return None
+    examples = inputs.validation.examples
+    answered = [example for example in examples if inputs.classes is None and evaluate.has_answer(example)]
+    if len(answered) > MOST_ANSWERED and recipe.evaluation.metric not in evaluate.METRICS_OF_LOSS:
+        told = f"{MOST_ANSWERED} of {format_count(len(answered))} validation rows are answered at each evaluation"
+        note(f"{told}; the loss is that of all")
+    answered = answered[:: -(-len(answered) // MOST_ANSWERED) or 1]
+    if inputs.plan.packing:
+        comparing.prove_packing(base, recipe.model.attention)
+    before = None
+    if inputs.probe is not None:
+        before = probe.ask(base, inputs.tokenizer, inputs.probe, inputs.plan, "base")
+    watch = Watch(recipe, inputs, answered, before)
+    return replace(watch, base=watch.line(base, 0, before))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which step of a run is kept, and why."""
+
+    select: str
+    step: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"select": self.select, "step": self.step, "reason": self.reason}
+
+
+def choose(lines: Iterable[Line], metric: str, limit: float | None) -> Selection | None:
+    """The evaluated step with the best score among those that forget no more than `limit`; of equals the earliest.
+
+    Where the score was not measured, the validation loss counts. Where every step forgets more, the one that forgets
+    least is kept: the gate then fails, and says so. A value that is no number is never best; None without any other.
+    """
+    found = [(line, value) for line in evaluations(lines) if math.isfinite(value := _merit(line, metric))]
+    if not found:
+        return None
+    inside = [(line, value) for line, value in found if limit is None or (line["worst_drop"] or 0.0) <= limit]
+    if not inside:
+        line, _ = min(found, key=lambda pair: pair[0]["worst_drop"])
+        told = f"every evaluated step forgot more than {limit:g}; this one least, {line['worst_drop']:.3g}"
+        return Selection("best", line["step"], told)
+    line, _ = max(inside, key=lambda pair: pair[1])
+    bound = "" if limit is None else f" among {len(inside)} of {len(found)} that forgot no more than {limit:g}"
+    name, value = _measure(line, metric)
+    return Selection("best", line["step"], f"best {name}, {value:.4g}{bound}")
+
+
+def evaluations(lines: Iterable[Line]) -> list[Line]:
+    """The lines of metrics.jsonl that are evaluations of training; step 0 is the base."""
+    return [line for line in lines if "validation_loss" in line and line["step"] > 0]
+
+
+def _measure(line: Line, metric: str) -> tuple[str, float]:
+    """What a step is judged by: its name, and the value."""
+    is_loss = metric in evaluate.METRICS_OF_LOSS or line.get("validation_score") is None
+    value = line["validation_loss"] if is_loss else line["validation_score"]
+    return "validation loss" if is_loss else f"validation {metric}", math.nan if value is None else float(value)
+
+
+def _merit(line: Line, metric: str) -> float:
+    """Higher is better."""
+    name, value = _measure(line, metric)
+    return -value if name == "validation loss" else value
+
+
+def path(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The `path` part of report.json: learning against forgetting, evaluation by evaluation from the base on."""
+    return [
+        {
+            "step": line["step"],
+            "validation_loss": line["validation_loss"],
+            "score": line.get("validation_score"),
+            "worst_drop": line.get("worst_drop"),
+            "general_loss": line.get("general_loss"),
+        }
+        for line in lines
+        if "validation_loss" in line
+    ]
