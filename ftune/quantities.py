@@ -1,8 +1,11 @@
 """Numbers as people read them, the same on the screen and in the report: sizes, times, scores, intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NOT_MEASURED = "not measured"
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Metrics whose gain is what they fell by."""
 
 
 def format_count(count: float | None) -> str:
@@ -83,6 +86,14 @@ def are_all(keys_loaded: str) -> bool:
     """Whether `84/84` means every one."""
     found, _, wanted = keys_loaded.partition("/")
     return found == wanted
+
+
+def worst_fields(task: Mapping[str, Any], most: int = 10) -> list[tuple[str, float]]:
+    """The fields of JSON answers that are right least often, with their shares; none where all are right."""
+    wrong = [(name, share) for name, share in (task.get("fields") or {}).items() if share < 1]
+    if task.get("unexpected_fields"):
+        wrong.append(("(no unexpected field)", 1 - task["unexpected_fields"]))
+    return sorted(wrong, key=lambda pair: pair[1])[:most]
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -28,7 +28,7 @@ KEYS = {
     "training": "learning_rate epochs max_steps batch_size micro_batch_tokens optimizer schedule warmup"
     " weight_decay max_grad_norm gradient_checkpointing parallel seed evaluate_every checkpoint_every"
     " keep_checkpoints select",
-    "evaluation": "metric few_shot max_new_tokens review probe",
+    "evaluation": "metric previous few_shot max_new_tokens review probe",
     "gates": "min_score min_gain max_forgetting",
     "output": "dir save trackers",
 }

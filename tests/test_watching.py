@@ -115,7 +115,7 @@ def test_best_is_kept_saved_and_measures_again_what_it_measured(watched, monkeyp
     loaded = load(path / "recipe.yaml")
     from ftune.run.inputs import require
 
-    watch = watching.Watch(loaded, require(loaded), [], None)
+    watch = watching.Watch(loaded, require(loaded), [], "exact_match", None)
     measured = watch.line(again, 4, None)
     assert measured["validation_loss"] == pytest.approx(logged[4]["validation_loss"], abs=1e-6)
     assert abs(measured["validation_loss"] - logged[8]["validation_loss"]) > 1e-4

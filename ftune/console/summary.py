@@ -19,6 +19,7 @@ from ftune.quantities import (
     format_interval,
     format_rate,
     format_score,
+    worst_fields,
 )
 
 COLOURS = {"kept": "green", "forgot": "bold red", "cannot tell": "yellow"}
@@ -49,7 +50,12 @@ def _print_task(task: Mapping[str, Any]) -> None:
         style = "bold" if name == "tuned" else None
         table.add_row(name.replace("_", "-"), score, interval, style=style, end_section=name == "tuned")
     table.add_row("gain", format_score(task.get("gain"), signed=True), format_interval(task.get("ci95")))
+    if previous := task.get("previous"):
+        table.add_row("previous run", format_score(previous["tuned"]), format_interval(previous.get("interval")))
+        table.add_row("gain", format_score(previous["gain"], signed=True), format_interval(previous.get("ci95")))
     print_titled(f"Task: {task['metric']} on {format_count(task['n'])} held-out items", table)
+    if wrong := worst_fields(task):
+        print_facts("Fields, share right", [(name, format_score(share)) for name, share in wrong])
 
 
 def _print_forgetting(forgetting: Mapping[str, Any]) -> None:

@@ -36,7 +36,6 @@ def is_mapping(value: Any) -> bool:
 AVAILABLE: Mapping[str, Only | No] = {
     "model.attention": Only("auto", "eager", "sdpa"),
     "training.parallel": Only("auto"),
-    "evaluation.metric": Only("exact_match", "contains", "json_match", "accuracy", "f1", "loss"),
     "evaluation.review": Only(0),
     "evaluation.probe": No("general, {harness: [tasks]}", lambda v: v == "general" or is_mapping(v)),
     "output.trackers": Only([]),

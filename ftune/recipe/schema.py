@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
-    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -21,6 +20,7 @@ from ftune.settings import (
     AnyMethod,
     AnyObjective,
     FilePath,
+    FunctionPath,
     MethodSettings,
     Number,
     Positive,
@@ -187,12 +187,13 @@ class HarnessProbe(Settings):
 
 class EvaluationSection(Settings):
     metric: (
-        Literal["exact_match", "contains", "json_match", "rouge_l", "accuracy", "f1", "loss"]
-        | Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")]
+        Literal["exact_match", "contains", "json_match", "rouge_l", "bleu", "accuracy", "f1", "loss", "perplexity"]
+        | FunctionPath
     ) = Field(
         "exact_match",
         description="how an answer is scored, or file.py:function; of labels accuracy or f1 (macro)",
     )
+    previous: FilePath | None = Field(None, description="a finished run to compare with, item by item")
     few_shot: Annotated[int, Field(ge=0)] = Field(4, description="examples in the base model's prompt; 0 = off")
     max_new_tokens: Count = Field(128, description="the longest answer that is generated")
     review: Annotated[int, Field(ge=0)] = Field(0, description="outputs on the review sheet")
@@ -206,7 +207,9 @@ class EvaluationSection(Settings):
 class GatesSection(Settings):
     """All optional; any that fails makes exit code 1."""
 
-    min_score: Number | None = Field(None, description="the tuned model's score on the test set")
+    min_score: Number | None = Field(
+        None, description="the tuned model's score on the test set; of loss and perplexity at most"
+    )
     min_gain: Number | None = Field(None, description="its gain over the better of zero-shot and few-shot")
     max_forgetting: Number | None = Field(None, ge=0, description="the worst drop on the probe")
 

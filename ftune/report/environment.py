@@ -39,6 +39,7 @@ def _environment() -> Environment:
     for name in ("bytes", "count", "difference", "duration", "gate", "interval", "rate", "score"):
         environment.filters[name] = getattr(quantities, f"format_{name}")
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    environment.filters["filename"] = lambda path: Path(str(path)).name
     environment.filters["place"] = lambda share: f"{100 * min(max(share, 0.0), 1.0):.2f}%"
     environment.filters["percent"] = lambda share: f"{100 * share:.3g} %"
     environment.filters["visible"] = lambda text: visible(str(text))

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ftune.quantities import (
@@ -15,6 +16,7 @@ from ftune.quantities import (
     format_interval,
     format_rate,
     format_score,
+    worst_fields,
 )
 from ftune.report.confusion import Confusion, confusion
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
@@ -65,9 +67,19 @@ def _task(task: Mapping[str, Any]) -> str:
     ]
     gain = format_score(task.get("gain"), signed=True)
     rows.append(["gain over the better baseline", gain, format_interval(task.get("ci95"))])
+    if previous := task.get("previous"):
+        name = Path(str(previous["run"])).name
+        rows.append(
+            [f"previous run {name}", format_score(previous["tuned"]), format_interval(previous.get("interval"))]
+        )
+        gain = format_score(previous["gain"], signed=True)
+        rows.append(["gain over the previous run", gain, format_interval(previous.get("ci95"))])
     table = _table([f"{task.get('metric')}, n = {format_count(task.get('n'))}", "score", "95 % interval"], rows)
     if (labels := confusion(task)) is not None:
         table += "\n\n" + _confusion(labels, task)
+    if wrong := worst_fields(task):
+        rows = [[name, format_score(share)] for name, share in wrong]
+        table += "\n\n" + _table(["field of the answer", "share right"], rows)
     reason = task.get("reason")
     return f"{table}\n\nNot everything was measured: {_text(reason)}." if reason else table
 

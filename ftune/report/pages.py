@@ -8,6 +8,7 @@ import yaml
 
 from ftune import folder as folders
 from ftune.folder import RunFolder
+from ftune.quantities import LOWER_IS_BETTER, worst_fields
 from ftune.report import samples
 from ftune.report.confusion import confusion
 from ftune.report.curves import Chart, Series, chart, smooth
@@ -45,6 +46,8 @@ def render(folder: Path) -> None:
         verdict=verdict(report),
         lengths=columns((report.get("data") or {}).get("histogram")),
         scores=_scores(report.get("task") or {}),
+        is_lower_better=(report.get("task") or {}).get("metric") in LOWER_IS_BETTER,
+        fields=worst_fields(report.get("task") or {}),
         confusion=confusion(report.get("task") or {}),
         checks=_checks(report.get("artefact") or {}),
         charts=_charts(_lines(run.metrics), "row" if _is_classifier(recipe) else "supervised token"),
@@ -58,18 +61,25 @@ def render(folder: Path) -> None:
 
 
 def _scores(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The bars; `share` and its like are parts of the axis, which ends at 1 for scores up to 1."""
+    """The bars; `left`, `share` and `whisker` are parts of the axis, which is [0, 1] where that holds all scores."""
     intervals = task.get("intervals") or {}
     bars: list[dict[str, Any]] = [
         {"key": key, "name": key.replace("_", "-"), "score": task.get(key), "interval": intervals.get(key)}
         for key in ("zero_shot", "few_shot", "tuned")
     ]
+    if previous := task.get("previous"):
+        score, interval = previous.get("tuned"), previous.get("interval")
+        bars.insert(2, {"key": "previous", "name": "previous run", "score": score, "interval": interval})
     ends = [end for bar in bars for end in [bar["score"], *(bar["interval"] or [])] if end is not None]
-    longest = max(ends, default=1.0)
-    scale = 1.0 if longest <= 1 and task.get("metric") != "loss" else 1.05 * longest or 1.0
+    lowest, longest = min([0.0, *ends]), max(ends, default=1.0)
+    is_share = lowest >= 0 and longest <= 1 and task.get("metric") not in LOWER_IS_BETTER
+    start, end = (0.0, 1.0) if is_share else (1.05 * lowest, 1.05 * max(longest, 0.0))
+    scale = end - start or 1.0
     for bar in bars:
-        bar["share"] = None if bar["score"] is None else bar["score"] / scale
-        bar["whisker"] = bar["interval"] and [end / scale for end in bar["interval"]]
+        score = bar["score"]
+        bar["share"] = None if score is None else abs(score) / scale
+        bar["left"] = None if score is None else (min(score, 0.0) - start) / scale
+        bar["whisker"] = bar["interval"] and [(end - start) / scale for end in bar["interval"]]
     return bars
 
 

@@ -101,6 +101,7 @@ def evaluate_target(target: Target) -> dict[str, Any]:
         folder.write_json(target.run.report, document)
         manifest = folder.read_json(target.run.manifest)
         manifest.pop("files")
+        manifest["metric"] = inputs.function and inputs.function.as_dict()
         training.write_manifest(target.run, manifest)
     return document
 

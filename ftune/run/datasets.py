@@ -13,7 +13,7 @@ from ftune.clean import Twin
 from ftune.data import Dataset, Source, findings
 from ftune.data.hub import hub_files
 from ftune.errors import Problem, UserError
-from ftune.evaluate import has_answer
+from ftune.evaluate import TOKEN_METRICS, has_answer
 from ftune.model import ModelFacts
 from ftune.probe import Probe
 from ftune.recipe import DataFile, DataSection, Recipe
@@ -152,7 +152,9 @@ def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
     if test is None:
         if wanted := [name for name in ("min_score", "min_gain") if getattr(recipe.gates, name) is not None]:
             raise UserError("there is no test set to measure it on", f"gates.{wanted[0]}", "name one with data.test")
-    elif recipe.evaluation.metric != "loss" and not all(map(has_answer, test.examples)):
-        raise UserError("test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss")
+    elif recipe.evaluation.metric not in TOKEN_METRICS and not all(map(has_answer, test.examples)):
+        raise UserError(
+            "test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss or perplexity"
+        )
     if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
         raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ftune.evaluate import TOKEN_METRICS
+from ftune.quantities import LOWER_IS_BETTER
 from ftune.recipe import Recipe
 from ftune.run.forgetting import forgetting
 from ftune.run.inputs import Inputs
@@ -30,8 +32,8 @@ def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrai
             task, samples = label_task(recipe, inputs, tuned)
         return Evidence(task, no_forgetting(), samples)
     if inputs.test is not None:
-        if recipe.evaluation.metric == "loss":
-            task = loss_task(base, tuned, inputs.test.examples, inputs.plan)
+        if recipe.evaluation.metric in TOKEN_METRICS:
+            task = loss_task(recipe.evaluation.metric, base, tuned, inputs.test.examples, inputs.plan)
         else:
             task, samples = answer_task(recipe, inputs, base, tuned, inputs.test.examples)
     forgotten = None
@@ -43,7 +45,7 @@ def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrai
 def gates(recipe: Recipe, evidence: Evidence) -> list[dict[str, Any]]:
     """The recipe's gates against what was measured; what could not be measured does not pass."""
     task, forgetting = evidence.task or {}, evidence.forgetting or {}
-    score_gate = at_most if task.get("metric") == "loss" else at_least
+    score_gate = at_most if task.get("metric") in LOWER_IS_BETTER else at_least
     asked = [
         ("min_score", recipe.gates.min_score, task.get("tuned"), score_gate),
         ("min_gain", recipe.gates.min_gain, task.get("gain"), at_least),

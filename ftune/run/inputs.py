@@ -15,6 +15,7 @@ from ftune.classifier import Classes
 from ftune.clean import Twin
 from ftune.data import Dataset, Mixture, findings
 from ftune.errors import Problem, UserError
+from ftune.evaluate import FunctionMetric, Previous
 from ftune.methods import METHODS
 from ftune.methods.head import method_of
 from ftune.plan import Prediction
@@ -22,6 +23,7 @@ from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
 from ftune.recipe import Recipe
 from ftune.run.datasets import Collector, is_classification, read_sets
+from ftune.run.scorer import check_answers, function_of, previous_of
 from ftune.run.start import start_from
 from ftune.settings import METHOD_NAMES
 from ftune.train import TrainingPlan, resolve_optimizer
@@ -44,6 +46,10 @@ class Inputs:
     """Training rows that repeat others or what is measured, with these."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What a user would want to know of how rows are read, and how many rows it happened to; 0 for all."""
+    function: FunctionMetric | None = None
+    """The metric, where it is the user's own."""
+    previous: Previous | None = None
+    """The run to compare with."""
 
     def account(self) -> dict[str, Any]:
         """The `data` part of report.json."""
@@ -106,6 +112,9 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     check_possible(recipe, collector)
     with collector.stage():
         check_objective(recipe)
+    function = previous = None
+    with collector.stage():
+        function = function_of(recipe)
     with collector.stage():
         facts = model.facts(recipe.model)
     with collector.stage():
@@ -113,6 +122,10 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
     if tokenizer is None or facts is None:
         return None
     sets = read_sets(recipe, tokenizer, facts, collector)
+    with collector.stage():
+        function = check_answers(recipe, sets.test, function)
+    with collector.stage():
+        previous = previous_of(recipe, sets.test, function)
     run_plan = training_plan(recipe, sets.train.mixture if sets.train else None)
     with collector.stage():
         supervised = sets.train.audit.supervised_tokens if sets.train else None
@@ -130,6 +143,8 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
         sets.classes,
         tuple(sets.twins),
         sets.notes,
+        function,
+        previous,
     )
 
 

@@ -1,6 +1,7 @@
 """The evidence about a classifier: its labels against the most frequent one."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from transformers import PreTrainedModel
 
 from ftune import predict
 from ftune.data import label_of
+from ftune.evaluate import Previous
+from ftune.predict import Ids
 from ftune.recipe import Recipe
 from ftune.run.inputs import Inputs
 
@@ -37,6 +40,7 @@ def label_task(recipe: Recipe, inputs: Inputs, tuned: PreTrainedModel) -> tuple[
         "zero_shot": found.baseline,
         "few_shot": None,
         "tuned": found.tuned,
+        "baseline": "zero_shot",
         "gain": found.tuned - found.baseline,
         "ci95": found.gain_interval and list(found.gain_interval),
         "intervals": {
@@ -50,6 +54,8 @@ def label_task(recipe: Recipe, inputs: Inputs, tuned: PreTrainedModel) -> tuple[
         "macro_f1": predict.macro_f1(counts),
         "confusion": {"labels": list(labels), "counts": counts.tolist()},
     }
+    if inputs.previous is not None:
+        task["previous"] = against(inputs.previous, recipe.evaluation.metric, labels, expected, predicted)
     samples = [
         {
             "row_id": example.row_id,
@@ -68,6 +74,20 @@ def label_task(recipe: Recipe, inputs: Inputs, tuned: PreTrainedModel) -> tuple[
         for i, example in enumerate(examples)
     ]
     return task, samples
+
+
+def against(previous: Previous, metric: str, labels: Sequence[str], expected: Ids, predicted: Ids) -> dict[str, Any]:
+    """`task.previous`: what the previous run's labels are worth, and the gain over them."""
+    known = [*labels, *sorted(set(previous.answers) - set(labels))]
+    before = np.array([known.index(label) for label in previous.answers])
+    found = predict.measure(metric, expected, predicted, before, len(known))
+    return {
+        "run": str(previous.run),
+        "tuned": found.baseline,
+        "interval": found.baseline_interval and list(found.baseline_interval),
+        "gain": found.tuned - found.baseline,
+        "ci95": found.gain_interval and list(found.gain_interval),
+    }
 
 
 def most_frequent(inputs: Inputs) -> str:

@@ -233,6 +233,7 @@ def finish(
         "data": made_from["data"],
         "commits": made_from["commits"],
         "template": made_from["template"],
+        "metric": inputs.function and inputs.function.as_dict(),
         **record,
     }
     write_manifest(run, manifest)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from transformers import PreTrainedModel
 from ftune import comparing, evaluate, predict, probe, train
 from ftune.batches import Features
 from ftune.console.streams import note
-from ftune.data import Example, label_of
+from ftune.data import Example, Source, SourceRow, label_of
+from ftune.data.sources import suffixes
+from ftune.evaluate import TOKEN_METRICS, Scorer
 from ftune.objectives import OBJECTIVES
 from ftune.quantities import format_count
 from ftune.recipe import Recipe
@@ -31,6 +34,7 @@ class Watch:
     inputs: Inputs
     answered: Sequence[Example]
     """The validation rows whose answers are scored."""
+    scorer: str | Scorer
     before: probe.Answers | None
     base: Line = field(default_factory=dict)
     """What the base scores: the line of step 0."""
@@ -67,13 +71,13 @@ class Watch:
             labels = inputs.classes.labels
             expected = np.array([labels.index(label_of(example)) for example in examples])
             return predict.score(metric, expected, predicted, len(labels))
-        if metric in evaluate.METRICS_OF_LOSS:
-            return evaluate.METRICS_OF_LOSS[metric](loss)
+        if metric in TOKEN_METRICS:
+            return float(TOKEN_METRICS[metric](np.array([loss]))[0])
         if not self.answered:
             return None
         tokens = self.recipe.evaluation.max_new_tokens
         who = f"validation, step {step}"
-        return evaluate.score(model, inputs.tokenizer, self.answered, metric, tokens, who).mean
+        return evaluate.score(model, inputs.tokenizer, self.answered, self.scorer, tokens, who).mean
 
 
 def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None:
@@ -82,7 +86,7 @@ def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None
         return None
     examples = inputs.validation.examples
     answered = [example for example in examples if inputs.classes is None and evaluate.has_answer(example)]
-    if len(answered) > MOST_ANSWERED and recipe.evaluation.metric not in evaluate.METRICS_OF_LOSS:
+    if len(answered) > MOST_ANSWERED and recipe.evaluation.metric not in TOKEN_METRICS:
         told = f"{MOST_ANSWERED} of {format_count(len(answered))} validation rows are answered at each evaluation"
         note(f"{told}; the loss is that of all")
     answered = answered[:: -(-len(answered) // MOST_ANSWERED) or 1]
@@ -91,8 +95,24 @@ def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None
     before = None
     if inputs.probe is not None:
         before = probe.ask(base, inputs.tokenizer, inputs.probe, inputs.plan, "base")
-    watch = Watch(recipe, inputs, answered, before)
+    watch = Watch(recipe, inputs, answered, scorer_of(recipe, inputs, answered), before)
     return replace(watch, base=watch.line(base, 0, before))
+
+
+def scorer_of(recipe: Recipe, inputs: Inputs, answered: Sequence[Example]) -> str | Scorer:
+    """The recipe's metric; a function of the user's gets the very rows, wherever they come from."""
+    own, validation = inputs.function, recipe.data.validation
+    if own is None or not own.takes_row:
+        return own or recipe.evaluation.metric
+    sources = [Source(validation)] if isinstance(validation, Path) else inputs.train.sources
+    wanted = {example.row_id for example in answered}
+    rows = {
+        row.row_id + suffix: row.fields
+        for source, suffix in zip(sources, suffixes(sources), strict=True)
+        for row in source.rows()
+        if isinstance(row, SourceRow) and row.row_id + suffix in wanted
+    }
+    return replace(own, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,7 @@ def evaluations(lines: Iterable[Line]) -> list[Line]:
 
 def _measure(line: Line, metric: str) -> tuple[str, float]:
     """What a step is judged by: its name, and the value."""
-    is_loss = metric in evaluate.METRICS_OF_LOSS or line.get("validation_score") is None
+    is_loss = metric in TOKEN_METRICS or line.get("validation_score") is None
     value = line["validation_loss"] if is_loss else line["validation_score"]
     return "validation loss" if is_loss else f"validation {metric}", math.nan if value is None else float(value)
 

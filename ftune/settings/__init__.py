@@ -1,6 +1,17 @@
 """Settings: plain data that the recipe validates and the rest of ftune reads. Imports no torch."""
 
-from ftune.settings.fields import NUMBER, FilePath, Number, Positive, Settings, absolute, number_from_text
+from ftune.settings.fields import (
+    NUMBER,
+    FilePath,
+    FunctionPath,
+    Number,
+    Positive,
+    Settings,
+    absolute,
+    function_parts,
+    is_function,
+    number_from_text,
+)
 from ftune.settings.methods import (
     AdaloraSettings,
     BitfitSettings,
@@ -48,6 +59,7 @@ __all__ = [
     "Entry",
     "FilePath",
     "FullSettings",
+    "FunctionPath",
     "Ia3Settings",
     "LinearProbeSettings",
     "LoraSettings",
@@ -67,5 +79,7 @@ __all__ = [
     "VirtualTokenSettings",
     "absolute",
     "available",
+    "function_parts",
+    "is_function",
     "number_from_text",
 ]

@@ -4,10 +4,19 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+FUNCTION = re.compile(r"[^\x00]+\.py:[A-Za-z_]\w*")
 
 
 class Settings(BaseModel):
@@ -42,6 +51,22 @@ def _file_path(value: object, info: ValidationInfo) -> object:
     return absolute(value, info)
 
 
+def _function_path(value: str, info: ValidationInfo) -> str:
+    path, name = function_parts(value)
+    return f"{absolute(str(path), info)}:{name}"
+
+
+def function_parts(value: str) -> tuple[Path, str]:
+    """The file and the name in `file.py:function`."""
+    path, _, name = value.rpartition(":")
+    return Path(path), name
+
+
+def is_function(value: str) -> bool:
+    """Whether a text is `file.py:function`."""
+    return bool(FUNCTION.fullmatch(value))
+
+
 def _compilable(value: str) -> str:
     try:
         re.compile(value)
@@ -52,6 +77,7 @@ def _compilable(value: str) -> str:
 
 Number = Annotated[float, BeforeValidator(number_from_text)]
 FilePath = Annotated[Path, BeforeValidator(_file_path)]
+FunctionPath = Annotated[str, StringConstraints(pattern=rf"^{FUNCTION.pattern}$"), AfterValidator(_function_path)]
 Expression = Annotated[str, AfterValidator(_compilable)]
 Rank = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number_from_text)]
