@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 import os
 import signal
 import sys
@@ -154,14 +155,18 @@ def train(
 def evaluate(
     target: TargetPath,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="What to measure on, where TARGET is no run.")] = None,
+    strengths: Annotated[
+        str | None, typer.Option("--strengths", help="Also measure these shares of it: 0,0.25,0.5,0.75,1.")
+    ] = None,
     base: Base = None,
     json: Json = False,
 ) -> None:
     """Measure the task, the baselines and what was forgotten."""
     from ftune.run import afterwards, targets
 
+    at = numbers(strengths, "--strengths")
     found = targets.resolve(target, base, recipe)
-    finish(afterwards.evaluate_target(found), target if found.run else None, json)
+    finish(afterwards.evaluate_target(found, at), target if found.run else None, json)
 
 
 @app.command()
@@ -216,6 +221,17 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
     from ftune.run import afterwards
 
     typer.echo(str(afterwards.rebuild_report(run)))
+
+
+def numbers(text: str | None, option: str) -> list[float]:
+    """Numbers with commas between."""
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise UserError(f"{text!r} is not a list of numbers", option, "write them with commas between: 0,0.5,1")
+    return found
 
 
 def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:

@@ -31,6 +31,7 @@ def print_report(report: Mapping[str, Any], folder: Path | None) -> None:
     console.print(Text(f"{report.get('verdict') or report.get('name', '')}\n", style="bold"))
     _print_task(report.get("task") or {})
     _print_forgetting(report.get("forgetting") or {})
+    _print_strengths(report.get("strengths") or [])
     print_facts("Files", _artefact(report.get("artefact") or {}))
     print_facts("Gates", _gates(report.get("gates") or []))
     print_facts("Cost", _cost(report.get("cost") or {}))
@@ -83,6 +84,23 @@ def _print_forgetting(forgetting: Mapping[str, Any]) -> None:
     ]
     if forgetting:
         print_facts("General text", rows)
+
+
+def _print_strengths(strengths: Sequence[Mapping[str, Any]]) -> None:
+    """What was trained at several strengths: 0 is the base, 1 all of it."""
+    if not strengths:
+        return
+    table = new_table("strength", "score", "95 %", "worst drop", "general loss", "KL to the base")
+    for row in strengths:
+        table.add_row(
+            f"{row['strength']:g}",
+            format_score(row["score"]),
+            format_interval(row["ci95"]),
+            format_score(row["worst_drop"]),
+            format_score(row["general_loss"]),
+            format_score(row["kl_to_base"], 4),
+        )
+    print_titled("Learning against forgetting, by strength", table)
 
 
 def _print_missing(title: str, part: Mapping[str, Any]) -> None:

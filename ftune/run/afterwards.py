@@ -1,6 +1,7 @@
 """`ftune eval`, `merge`, `verify` and `generate`: what is done with something that was trained."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from ftune.artifacts import distance, files, proof, requantized
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
+from ftune.methods.head import method_of
 from ftune.recipe import ModelSection, TrainingSection
-from ftune.run import evidence, training
+from ftune.run import evidence, strengths, training
 from ftune.run.inputs import require
 from ftune.run.targets import Target
 from ftune.train import TrainingPlan
 
-OF_TRAINING = ("path", "selection")
-"""Parts of a report that only training can measure."""
+KEPT = ("path", "selection", "strengths")
+"""Parts of a report that stay when a run is measured again."""
 
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
@@ -72,8 +74,18 @@ def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
     return models.load_tokenizer(target.model)
 
 
-def evaluate_target(target: Target) -> dict[str, Any]:
-    """Measure a target again; a run's report is rewritten."""
+def at_strength(target: Target, base: PreTrainedModel, strength: float, device: torch.device) -> PreTrainedModel:
+    """The tuned model with that share of what was trained: 0 is the base, 1 all of it."""
+    tuned, _, method = load_tuned(target, device)
+    if target.adapter is None:
+        strengths.interpolate(tuned, base, strength)
+    else:
+        method_of(method, tuned).set_strength(tuned, strength)
+    return tuned
+
+
+def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
+    """Measure a target again, and at other strengths if they are given; a run's report is rewritten."""
     if target.recipe is None:
         raise UserError(
             "no recipe says what to measure this on",
@@ -88,14 +100,20 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     base_logits = proof.reference(base)
     measured = evidence.gather(settings, inputs, base, tuned)
     proved = proof.prove_tuned(tuned, base_logits, None, keys_loaded, method)
+    del tuned
+
+    def load(strength: float) -> PreTrainedModel:
+        return at_strength(target, base, strength, device)
+
+    more = {"strengths": strengths.measure(settings, inputs, base, load, at)} if at else {}
     reasons = [proved.reason, "reload_max_diff is measured while training only"]
     proved = replace(proved, reason="; ".join(filter(None, reasons)))
     if target.run is None or not target.run.is_complete:
-        return training.report_of(settings, inputs, measured, proved, {})
+        return training.report_of(settings, inputs, measured, proved, {}) | more
     old = folder.read_json(target.run.report)
     document = training.report_of(settings, inputs, measured, proved, old["cost"])
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
-    document |= {key: old[key] for key in OF_TRAINING if key in old}
+    document |= {key: old[key] for key in KEPT if key in old} | more
     with folder.lock(target.run.path):
         folder.write_json_lines(target.run.samples, measured.samples)
         folder.write_json(target.run.report, document)
