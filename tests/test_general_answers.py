@@ -95,10 +95,15 @@ def test_every_item_of_arithmetic_was_worked_out() -> None:
 
 
 def knights_and_knaves() -> str:
-    """Ada says that both are knaves; a knight (True) says what is so, a knave what is not."""
-    kinds = {True: "knight", False: "knave"}
-    (only,) = [(a, b) for a, b in itertools.product([True, False], repeat=2) if a == (not a and not b)]
-    return f"Ada is a {kinds[only[0]]}, Bo is a {kinds[only[1]]}."
+    """A knight (True) says what is so, a knave what is not."""
+    worlds = [
+        (ada, bo, cy)
+        for ada, bo, cy in itertools.product([True, False], repeat=3)
+        if ada == bo and bo == (not cy) and cy == (not ada)
+    ]
+    (alike,) = {(bo == ada, cy == ada) for ada, bo, cy in worlds}
+    names = {(True, False): "Bo but not Cy", (False, True): "Cy but not Bo", (True, True): "both Bo and Cy"}
+    return names.get(alike, "neither of them")
 
 
 def the_one_true_statement() -> str:
@@ -114,13 +119,13 @@ def the_one_true_statement() -> str:
     return "only " + next(name for name, is_true in only.items() if is_true)
 
 
-def day_of_the_snail() -> str:
-    height, day = 0, 0
+def first_day_the_barrel_is_full() -> str:
+    litres, day = 0, 0
     while True:
-        day, height = day + 1, height + 3
-        if height >= 6:
+        day, litres = day + 1, litres + 30
+        if litres >= 60:
             return f"on day {day}"
-        height -= 2
+        litres -= 20
 
 
 def winner() -> str:
@@ -135,15 +140,14 @@ def winner() -> str:
     return orders[0][0]
 
 
-def box_labelled_pears() -> str:
-    kinds = ["apples", "pears", "mixed"]
-    worlds = [
-        dict(zip(kinds, contents, strict=True))
+def tin_labelled_nails() -> str:
+    kinds = ["nails", "screws", "hooks"]
+    (contents,) = [
+        contents
         for contents in itertools.permutations(kinds)
-        if all(label != content for label, content in zip(kinds, contents, strict=True))
+        if all(label != content for label, content in zip(kinds, contents, strict=True)) and contents[1] == "hooks"
     ]
-    (content,) = {world["pears"] for world in worlds if world["mixed"] != "pears"}
-    return {"apples": "only apples", "pears": "only pears", "mixed": "the mixture of both"}[content]
+    return contents[0]
 
 
 def pile_of_books() -> str:
@@ -173,9 +177,9 @@ def shifted(word: str) -> str:
 RIDDLES: dict[str, Callable[[], object]] = {
     "knights always tell the truth": knights_and_knaves,
     "Exactly one of these statements": the_one_true_statement,
-    "A snail climbs": day_of_the_snail,
+    "A barrel holds": first_day_the_barrel_is_full,
     "Five runners": winner,
-    "every label is wrong": box_labelled_pears,
+    "every label is wrong": tin_labelled_nails,
     "Four books lie in a pile": pile_of_books,
     "You face north": lambda: turned(1, 1, -1),
     "Today is Tuesday": lambda: after("Tuesday", 3),

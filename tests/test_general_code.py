@@ -15,7 +15,7 @@ RUNNERS = {"python": [sys.executable, "-I", "-c"], "javascript": ["node", "-e"],
 CORRECTIONS = {
     "sum of the list, 12": ("total = v", "total += v", "12"),
     "numbers 1 to 5": ("while n < last:", "while n <= last:", "1\n2\n3\n4\n5"),
-    "return the average": ("count = len(xs) - 1", "count = len(xs)", "4.0"),
+    "average of the list, 4.0": ("count = len(xs) - 1", "count = len(xs)", "4.0"),
 }
 
 
