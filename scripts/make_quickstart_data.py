@@ -21,7 +21,7 @@ LISTS = ["shopping", "packing", "party"]
 LEVELS = ["low", "medium", "high"]
 DOORS = ["front", "back", "side", "garage"]
 Call = tuple[str, dict[str, Any]]
-HARD_TO_KEEP = {"copy": 4}
+HARD_TO_KEEP = {"copy": 2}
 """Rehearsal rows of a skill, as a multiple of the others': what is copied often looks like the requests of the task."""
 
 
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--train", type=int, default=4000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
-    parser.add_argument("--rehearsal", type=int, default=155, help="rehearsal rows of most skills")
+    parser.add_argument("--rehearsal", type=int, default=400, help="rehearsal rows of most skills")
     parser.add_argument("--seed", type=int, default=20261122)
     options = parser.parse_args()
 
