@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 from conftest import CHAT_ROWS, chat, run, save_base, write_recipe, write_rows
 from sample_run import sample_report, write_run
@@ -11,11 +12,12 @@ from test_classification import ROWS as LABELLED
 
 from ftune import folder, recipe
 from ftune.console.summary import print_report
-from ftune.evaluate import Scored
+from ftune.evaluate import Scored, TokenLosses
 from ftune.folder import RunFolder
 from ftune.report import pages, render, verdict
 from ftune.run import evidence, preview, task
 from ftune.run.evidence import Evidence, gates
+from ftune.run.inputs import require
 
 DATA = {"train": "train.jsonl", "test": "test.jsonl", "deduplicate": "off", "decontaminate": False}
 FAST = {"max_steps": 2}
@@ -96,9 +98,19 @@ def test_min_score_is_at_most_where_lower_is_better(workspace, metric, limit, pa
     assert evidence.at_most(0.5, 0.5)
 
 
-def test_infinite_perplexity_is_told_and_not_written():
-    assert task.finite(float("inf")) is None
-    assert task.finite(2.0) == 2.0
+def test_infinite_perplexity_is_told_and_not_written(monkeypatch):
+    losses = iter([TokenLosses(np.array([9e3, 8e3]), np.array([2.0, 3.0])), TokenLosses(np.ones(2), np.ones(2))])
+    monkeypatch.setattr("ftune.evaluate.token_losses", lambda *_: next(losses))
+    found = task.loss_task("perplexity", None, None, [None] * 2, None)
+    assert (found["zero_shot"], found["tuned"], found["gain"], found["ci95"]) == (
+        None,
+        pytest.approx(math.e),
+        None,
+        None,
+    )
+    assert found["reason"].endswith("the perplexity is not finite: inf before, 2.718281828459045 after")
+    json.dumps(found, allow_nan=False)
+    assert verdict({"task": found}).startswith("Tuned perplexity 2.72, with no baseline to compare")
 
 
 # A run by each metric of answers
@@ -161,7 +173,10 @@ def test_previous_run_is_paired_by_item(first):
     rows = (first / "test.jsonl").read_text().splitlines()
     (first / "other.jsonl").write_text("\n".join(reversed(rows)) + "\n")
     sections = {"data": {**DATA, "test": "other.jsonl"}, "training": FAST}
-    report, path = run(first, **sections, evaluation={"previous": "first", "few_shot": 0, "max_new_tokens": 8})
+    sections["evaluation"] = {"previous": "first", "few_shot": 0, "max_new_tokens": 8}
+    paired = require(recipe.load(write_recipe(first, **sections))).previous
+    assert paired.scores == [0.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.7], "the row that is there twice has two partners"
+    report, path = run(first, **sections)
     found, now = report["task"]["previous"], folder.read_json_lines(path / "samples.jsonl")
     assert set(found) == {"run", "tuned", "interval", "gain", "ci95"}
     assert found["run"] == str(first / "first")
@@ -170,7 +185,6 @@ def test_previous_run_is_paired_by_item(first):
     gains = [row["scores"]["tuned"] - before[row["prompt"]] for row in now if row["prompt"] in before]
     twice = [row["scores"]["tuned"] for row in now if row["prompt"] not in before]
     assert found["gain"] == pytest.approx((sum(gains) + sum(twice) - 0.0 - 0.7) / 8)
-    assert len(twice) == 2, "the row that is there twice has two partners"
     assert found["ci95"][0] <= found["gain"] <= found["ci95"][1]
     assert "gain over the previous run first, 0.35:" in report["verdict"]
     for name in ("report.md", "report.html"):
