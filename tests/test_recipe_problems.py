@@ -173,7 +173,7 @@ NOT_YET = """
 model.attention=flash_attention_2
 training.parallel=ddp | training.select=best
 evaluation.metric=rouge_l | evaluation.metric=score.py:f1 | evaluation.review=50
-evaluation.probe=general | evaluation.probe={harness: [arc_easy]} | output.trackers=[wandb]
+output.trackers=[wandb]
 """
 
 

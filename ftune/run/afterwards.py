@@ -93,7 +93,7 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     document = training.report_of(settings, inputs, measured, proved, old["cost"])
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
     with folder.lock(target.run.path):
-        folder.write_json_lines(target.run.samples, measured.samples)
+        measured.write_lines(target.run)
         folder.write_json(target.run.report, document)
         manifest = folder.read_json(target.run.manifest)
         manifest.pop("files")
