@@ -170,12 +170,15 @@ def test_shots_are_those_of_the_task(tmp_path: Path) -> None:
     assert first.marked[0].item.prompt.count("Which letter") == 3
 
 
-def test_asking_leaves_model_and_tokenizer_as_they_were(tmp_path: Path) -> None:
+def test_asking_leaves_model_and_tokenizer_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = make_model("llama tied"), make_tokenizer(None)
     tokenizer.pad_token = None
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tied = []
+    monkeypatch.setattr(type(model), "tie_weights", lambda *_, **__: tied.append(1))
     harness.load([write_task(tmp_path, ROWS[:2])]).ask(model, tokenizer, "x")
     assert tokenizer.pad_token is None
+    assert not tied, "weights of an adapter on the embeddings would be tied to the base's"
     assert "tie_weights" not in vars(model)
     assert all(bool((tensor == weights[name]).all()) for name, tensor in model.state_dict().items())
 

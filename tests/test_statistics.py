@@ -221,9 +221,9 @@ def test_sign_flips_by_hand() -> None:
 
 def test_many_sign_flips_are_drawn() -> None:
     drops = np.array([1.0] * 30 + [-1.0] * 14)
-    assert sign_flip(drops) == pytest.approx(mcnemar(30, 14), abs=0.004)
+    assert sign_flip(drops) == pytest.approx(mcnemar(30, 14), abs=0.005)
     assert sign_flip(drops) == sign_flip(drops)
-    assert sign_flip(np.ones(40)) == pytest.approx(1 / 20_001)
+    assert sign_flip(np.ones(40)) == pytest.approx(1 / 10_001)
 
 
 def test_quantiles_of_students_t() -> None:

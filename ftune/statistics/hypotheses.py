@@ -11,7 +11,7 @@ Scores = NDArray[np.float64]
 SIGNIFICANCE = 0.05  # two-sided, everywhere: 95 % intervals
 DRAWS_AT_ONCE = 4_000_000  # bounds the memory of resampling to some 64 MB
 ALL_FLIPS = 14  # so many differences have 16,384 sign patterns, which are all looked at
-FLIPS = 20_000
+FLIPS = 10_000
 
 
 def is_binary(scores: Scores) -> bool:

@@ -13,6 +13,7 @@ Interval = tuple[float, float]
 Z = normal_quantile(1 - SIGNIFICANCE / 2)
 FEW_CHANGES = 10
 """With fewer items that changed, and most that did not, a bootstrap of graded scores is too narrow."""
+FEW_VALUES = 5
 
 
 def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval | None:
@@ -63,8 +64,12 @@ def bootstrap(values: Scores, seed: int, resamples: int) -> Interval:
     """
     generator = np.random.default_rng(seed)
     n, rows = values.size, max(1, DRAWS_AT_ONCE // values.size)
-    sizes = [(min(rows, resamples - start), n) for start in range(0, resamples, rows)]
-    means = [values[generator.integers(0, n, size)].mean(axis=1) for size in sizes]
+    different, counts = np.unique(values, return_counts=True)
+    if different.size <= FEW_VALUES:  # how often each is drawn says all
+        means = [generator.multinomial(n, counts / n, resamples) @ different / n]
+    else:
+        sizes = [(min(rows, resamples - start), n) for start in range(0, resamples, rows)]
+        means = [values[generator.integers(0, n, size)].mean(axis=1) for size in sizes]
     share = NORMAL.cdf(-math.sqrt(n / (n - 1)) * t_quantile(1 - SIGNIFICANCE / 2, n - 1))
     low, high = np.quantile(np.concatenate(means), [share, 1 - share])
     return float(low), float(high)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from ftune.statistics.quantiles import binomial, t_quantile
 PLANNED = 0.82
 """What the drop is sought for: a little more than 80 %, because how noisy the items are is known from them alone."""
 MOST_EXACT = 1_000  # items up to which McNemar's power is summed over every outcome
-HALVINGS = 12  # of the drops from 0 to 1: to 0.0002
+HALVINGS = 10  # of the drops from 0 to 1: to 0.001
 
 
 def minimum_detectable(before: Scores, after: Scores, tests: int = 1) -> float:
@@ -32,10 +33,18 @@ def minimum_detectable(before: Scores, after: Scores, tests: int = 1) -> float:
         if n <= MOST_EXACT:
             return _smallest(lambda drop: mcnemar_power(n, churn / 2 + drop, churn / 2, level))
         return max(_solve(n, churn, 1.0, level), _smallest_total(n, needed))
-    changes = drops[drops != 0]
-    weight = float(np.sqrt(np.mean(changes**2))) if changes.size else 1.0
-    found = _solve(n, float(drops.var(ddof=1)), weight, level)
-    return found if changes.size >= needed else max(found, weight * _smallest_total(n, needed))
+    changes = np.abs(drops[drops != 0])
+    if 2 * changes.size > n:
+        return _solve(n, float(drops.var(ddof=1)), _weight(changes), level)
+    # Most scores stay the same, as 0/1 scores do: what may drop is then whole scores of further items.
+    weight = max(_weight(changes), _weight(np.abs(before)))
+    variance = (float(drops.var()) * n + 2 * weight**2) / (n + 2)
+    return max(_solve(n, variance, weight, level), weight * _smallest_total(n, needed))
+
+
+def _weight(losses: Scores) -> float:
+    """What a drop of 1 adds to the sum of squares when it is made of such losses: sum x^2 / sum x; 1 for 0/1 scores."""
+    return float((losses**2).sum() / losses.sum()) if losses.any() else 0.0
 
 
 def needed_changes(level: float) -> int:
@@ -52,15 +61,17 @@ def mcnemar_power(n: int, lost: float, gained: float, level: float) -> float:
     centre, spread = n * rate, 5 * math.sqrt(n * rate * (1 - rate)) + 1
     numbers = np.arange(max(0, int(centre - spread)), min(n, int(centre + spread)) + 1)
     weights = binomial(np.array([n]), rate)[0, numbers]
-    tails = _upper_tails(numbers, 0.5)
-    is_found = 2 * tails < level
     outcomes = binomial(numbers, lost / (lost + gained))
+    is_found = np.arange(outcomes.shape[1]) >= _needed_losses(n, level)[numbers][:, None]
     return float(weights @ np.where(is_found, outcomes, 0.0).sum(axis=1))
 
 
-def _upper_tails(numbers: NDArray[np.int64], rate: float) -> NDArray[np.float64]:
-    """P(at least k of n) for each n (rows) and k (columns)."""
-    return np.flip(np.cumsum(np.flip(binomial(numbers, rate), axis=1), axis=1), axis=1)
+@lru_cache(maxsize=64)
+def _needed_losses(n: int, level: float) -> NDArray[np.int64]:
+    """Of 0 .. n changed items, how many must be losses for McNemar's p to be below the level."""
+    tails = np.flip(np.cumsum(np.flip(binomial(np.arange(n + 1), 0.5), axis=1), axis=1), axis=1)
+    needed: NDArray[np.int64] = (2 * tails >= level).sum(axis=1)
+    return needed
 
 
 def _smallest(power: Callable[[float], float]) -> float:
@@ -74,8 +85,8 @@ def _smallest(power: Callable[[float], float]) -> float:
 def _solve(n: int, variance: float, weight: float, level: float) -> float:
     """The d that solves d sqrt(n) = (t_(1 - level/2) + t_0.82) sqrt(variance + weight d - d^2).
 
-    `weight`: what an item loses that loses something. For 0/1 scores it is 1, and this is the sample size of McNemar's
-    test (Miettinen 1968, Biometrics 24) with the drop on top of the changes there are.
+    `weight`: see `_weight`. For 0/1 scores it is 1, and this is the sample size of McNemar's test (Miettinen 1968,
+    Biometrics 24) with the drop on top of the changes there are.
     """
     z = t_quantile(1 - level / 2, n - 1) + t_quantile(PLANNED, n - 1)
     a, b = n + z * z, z * z * weight
