@@ -31,6 +31,7 @@ class RunFolder:
         self.merged = path / "merged"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples.jsonl"
+        self.probe = path / "probe.jsonl"
         self.twins = path / "twins.jsonl"
         self.report = path / "report.json"
 

@@ -5,17 +5,14 @@ from conftest import (
     CHAT_ROWS,
     DROPOUT,
     adapter_bytes,
-    chat,
-    make_model,
     metrics,
     run,
     save_base,
-    write_recipe,
     write_rows,
 )
 from safetensors.torch import load_file
 
-from ftune import folder, recipe
+from ftune import folder
 from ftune.artifacts import files
 from ftune.errors import UserError
 from ftune.methods.base import PREFIX
@@ -124,21 +121,3 @@ def test_adapter_folder_keeps_template_and_tokenizer(workspace):
     (workspace / "mine.jinja").write_text(template)
     _, path = run(workspace, model={"chat_template": "mine.jinja"})
     assert AutoTokenizer.from_pretrained(path / "adapter").chat_template == template
-
-
-def test_probe_tells_nothing_forgotten_for_an_untouched_model(workspace):
-    """Case 106: what moves the probe is training alone."""
-    from ftune import probe
-    from ftune.run.inputs import require
-
-    write_rows(
-        workspace / "probe.jsonl", [{"suite": "s", **chat(f"q{i}", "a")} for i in range(5)] + [{"text": "some words"}]
-    )
-    inputs = require(recipe.load(write_recipe(workspace, evaluation={"probe": "probe.jsonl"})))
-    model = make_model(eos_token_id=2)
-    answers = [probe.ask(model, inputs.tokenizer, inputs.probe, inputs.plan, "base") for _ in range(2)]
-    assert answers[0] == answers[1]
-    found = probe.compare(answers[0], answers[1], probe.kl_to_base(model, model, inputs.probe.everything, inputs.plan))
-    assert found["worst_drop"] == 0.0
-    assert found["kl_to_base"] == 0.0
-    assert found["general_loss"]["before"] == found["general_loss"]["after"]

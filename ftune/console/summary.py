@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ftune.console.streams import results
+from ftune.console.streams import note, results
 from ftune.console.tables import Fact, distances, mark, new_table, print_facts, print_titled
 from ftune.quantities import (
     NOT_MEASURED,
@@ -60,7 +60,9 @@ def _print_task(task: Mapping[str, Any]) -> None:
 
 
 def _print_forgetting(forgetting: Mapping[str, Any]) -> None:
-    suites = forgetting.get("suites")
+    suites = list(forgetting.get("suites") or ())
+    if len(suites) > 1 and forgetting.get("overall"):
+        suites.append(forgetting["overall"])
     if not suites:
         _print_missing("Forgetting", forgetting)
     else:
@@ -76,6 +78,8 @@ def _print_forgetting(forgetting: Mapping[str, Any]) -> None:
                 Text(verdict, style=COLOURS.get(verdict, "")),
             )
         print_titled("Forgetting, by skill", table)
+        for told in forgetting.get("notes") or ():
+            note(told)
     loss, kl = forgetting.get("general_loss") or {}, forgetting.get("kl_to_base")
     before, after = format_score(loss.get("before")), format_score(loss.get("after"))
     rows: list[Fact] = [

@@ -44,6 +44,7 @@ class TooLong(DroppedTokens):
             f"{length} tokens, more than the {limit} that data.max_length and the model's context allow",
             "raise data.max_length up to the model's context, or set data.too_long to drop or truncate",
         )
+        self.length, self.limit = length, limit
 
 
 class NoLabels(DroppedTokens):

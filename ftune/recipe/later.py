@@ -37,7 +37,6 @@ AVAILABLE: Mapping[str, Only | No] = {
     "model.attention": Only("auto", "eager", "sdpa"),
     "training.parallel": Only("auto"),
     "evaluation.review": Only(0),
-    "evaluation.probe": No("general, {harness: [tasks]}", lambda v: v == "general" or is_mapping(v)),
     "output.trackers": Only([]),
 }
 

@@ -181,8 +181,20 @@ class TrainingSection(Settings):
         return value
 
 
+def _task(value: object, info: ValidationInfo) -> object:
+    """What ends like a YAML file is a path; anything else is a name that lm-eval knows."""
+    if isinstance(value, str) and value and value.endswith((".yaml", ".yml")):
+        return absolute(value, info)
+    return value
+
+
+TaskName = Annotated[Path | Annotated[str, Field(min_length=1)], BeforeValidator(_task)]
+
+
 class HarnessProbe(Settings):
-    harness: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(description="tasks of lm-eval")
+    harness: Annotated[tuple[TaskName, ...], Field(strict=False, min_length=1)] = Field(
+        description="tasks of lm-eval: names it knows, or YAML files"
+    )
 
 
 class EvaluationSection(Settings):
@@ -200,7 +212,8 @@ class EvaluationSection(Settings):
     probe: Literal["off", "general"] | HarnessProbe | FilePath = Field(
         "off",
         union_mode="left_to_right",
-        description="what forgetting is measured on: a file of prompts with answers, or {harness: [tasks]}",
+        description="what forgetting is measured on: the suites that come with ftune (general), a file of your own, "
+        "or lm-eval's tasks, {harness: [names or YAML files]}",
     )
 
 

@@ -115,7 +115,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
     document |= {key: old[key] for key in KEPT if key in old} | more
     with folder.lock(target.run.path):
-        folder.write_json_lines(target.run.samples, measured.samples)
+        measured.write_lines(target.run)
         folder.write_json(target.run.report, document)
         manifest = folder.read_json(target.run.manifest)
         manifest.pop("files")

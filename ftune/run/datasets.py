@@ -15,9 +15,12 @@ from ftune.data.hub import hub_files
 from ftune.errors import Problem, UserError
 from ftune.evaluate import TOKEN_METRICS, has_answer
 from ftune.model import ModelFacts
-from ftune.probe import Probe
-from ftune.recipe import DataFile, DataSection, Recipe
+from ftune.probe import Probe, harness
+from ftune.recipe import DataFile, DataSection, HarnessProbe, Recipe
 from ftune.run.cleaning import clean_rows, items_of
+
+NO_LIMIT = 1_000_000
+"""Tokens of a row, for models that do not say how many they read."""
 
 
 class Collector:
@@ -93,13 +96,13 @@ def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFa
         train = data.load(tokenizer, sources_of(section), rules, facts.vocab_size)
     validation, test = load(section.validation), load(section.test)
     with collector.stage():
-        if not is_labelled and isinstance(recipe.evaluation.probe, Path):
-            items = probe.load(tokenizer, recipe.evaluation.probe, rules.max_length, facts.vocab_size)
+        if not is_labelled:
+            items = read_probe(recipe, tokenizer, facts)
     twins: list[Twin] = []
     if train is not None:
         with collector.stage():
             measured = [example for part in (validation, test) if part for example in part.examples]
-            wanted = list(items_of([*measured, *(items.everything if items else ())]))
+            wanted = list(items_of([*measured, *(items.held_out if items else ())]))
             cleaned = clean_rows(train, section, wanted, recipe.training.seed)
             train, validation, twins = cleaned.train, cleaned.validation or validation, cleaned.twins
     if is_labelled and train is not None:
@@ -114,10 +117,25 @@ def read_sets(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFa
     if train is not None:
         collector.problems += findings.blocking(train.audit)
         notes = {**train.notes, **template_notes(tokenizer, train, collector)}
+    notes |= dict.fromkeys(items.notes if items else (), 0)
     for name, part in (("data.validation", validation), ("data.test", test)):
         if part is not None and (gone := part.audit.dropped):
             notes[f"{name}: dropped {', '.join(f'{reason} {count}' for reason, count in gone.items())}"] = gone.total()
     return Sets(train, validation, test, items, classes, twins, notes)
+
+
+def read_probe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> Probe | None:
+    """What forgetting is measured on. Its rows need room in the model's context alone, not in data.max_length."""
+    asked = recipe.evaluation.probe
+    if asked == "off":
+        return None
+    if isinstance(asked, HarnessProbe):
+        return Probe((), tasks=harness.load(asked.harness))
+    in_front = getattr(recipe.method, "virtual_tokens", 0)
+    room = (facts.max_positions or NO_LIMIT) - in_front
+    if isinstance(asked, Path):
+        return probe.load(tokenizer, asked, room, facts.vocab_size)
+    return probe.load_general(tokenizer, room, facts.vocab_size)
 
 
 def template_notes(tokenizer: PreTrainedTokenizerBase, train: Dataset, collector: Collector) -> dict[str, int]:
@@ -156,5 +174,5 @@ def check_scorable(recipe: Recipe, test: Dataset | None) -> None:
         raise UserError(
             "test rows of plain text have no answer to score", "evaluation.metric", "use metric: loss or perplexity"
         )
-    if recipe.gates.max_forgetting is not None and not isinstance(recipe.evaluation.probe, Path):
+    if recipe.gates.max_forgetting is not None and recipe.evaluation.probe == "off":
         raise UserError("there is no probe to measure it on", "gates.max_forgetting", "name one with evaluation.probe")

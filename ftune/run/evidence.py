@@ -1,11 +1,13 @@
 """The evidence: what the base could do, what the tuned model can, what was forgotten, and the gates on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from ftune import folder
 from ftune.evaluate import TOKEN_METRICS
+from ftune.folder import RunFolder
 from ftune.quantities import LOWER_IS_BETTER
 from ftune.recipe import Recipe
 from ftune.run.forgetting import forgetting
@@ -16,11 +18,20 @@ from ftune.run.task import answer_task, loss_task
 
 @dataclass(frozen=True)
 class Evidence:
-    """The `task` and `forgetting` parts of report.json, and the lines of samples.jsonl."""
+    """The `task` and `forgetting` parts of report.json, and the lines of samples.jsonl and probe.jsonl."""
 
     task: dict[str, Any] | None
     forgetting: dict[str, Any] | None
     samples: list[dict[str, Any]]
+    probe: list[dict[str, Any]] = field(default_factory=list)
+
+    def write_lines(self, run: RunFolder) -> None:
+        """Write them; there is a probe.jsonl only where a probe was asked."""
+        folder.write_json_lines(run.samples, self.samples)
+        if self.probe:
+            folder.write_json_lines(run.probe, self.probe)
+        else:
+            run.probe.unlink(missing_ok=True)
 
 
 def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrainedModel) -> Evidence:
@@ -36,10 +47,8 @@ def gather(recipe: Recipe, inputs: Inputs, base: PreTrainedModel, tuned: PreTrai
             task = loss_task(recipe.evaluation.metric, base, tuned, inputs.test.examples, inputs.plan)
         else:
             task, samples = answer_task(recipe, inputs, base, tuned, inputs.test.examples)
-    forgotten = None
-    if inputs.probe is not None:
-        forgotten = forgetting(inputs.tokenizer, inputs.probe, base, tuned, inputs.plan)
-    return Evidence(task, forgotten, samples)
+    forgotten, lines = (None, []) if inputs.probe is None else forgetting(recipe, inputs, inputs.probe, base, tuned)
+    return Evidence(task, forgotten, samples, lines)
 
 
 def gates(recipe: Recipe, evidence: Evidence) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ NO_PROBE = "a classifier has no language head to be asked"
 def no_forgetting() -> dict[str, Any]:
     """The `forgetting` part of report.json where nothing can be asked."""
     loss = {"before": None, "after": None}
-    return {"suites": [], "worst_drop": None, "general_loss": loss, "kl_to_base": None, "reason": NO_PROBE}
+    found: dict[str, Any] = {"suites": [], "overall": None, "worst_drop": None, "general_loss": loss}
+    return {**found, "kl_to_base": None, "kl_to_base_on_task": None, "reason": NO_PROBE}
 
 
 def label_task(recipe: Recipe, inputs: Inputs, tuned: PreTrainedModel) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -221,7 +221,7 @@ def finish(
         "supervised_tokens": inputs.train.audit.supervised_tokens,
     }
     folder.write_json(run.plan, plan.with_measured(inputs.prediction, document["cost"]["peak_memory_bytes"], steps))
-    folder.write_json_lines(run.samples, measured.samples)
+    measured.write_lines(run)
     folder.write_json(run.report, document)
     manifest = {
         "format_version": folder.FORMAT_VERSION,
