@@ -49,11 +49,14 @@ def init(
 
 
 @app.command()
-def schema() -> None:
-    """Print the recipe's JSON Schema."""
+def schema(
+    report: Annotated[bool, typer.Option("--report", help="Of report.json instead of the recipe.")] = False,
+) -> None:
+    """Print the JSON Schema of the recipe, or of report.json."""
     from ftune import recipe
+    from ftune.report.schema import report_schema
 
-    print_json(recipe.json_schema())
+    print_json(report_schema() if report else recipe.json_schema())
 
 
 @app.command()

@@ -110,16 +110,17 @@ def _print_forgetting(document: Mapping[str, Any], methods: Sequence[Mapping[str
         print_titled("Forgetting", Text(NOT_MEASURED, style="dim"))
         return
     num_seeds = len(document["seeds"])
-    table = new_table("", "worst drop", *(["range"] * (num_seeds > 1)), "mean drop", "KL to the base")
+    table = new_table("", "worst drop", *(["range"] * (num_seeds > 1)), "mean drop", "left", "KL to the base")
     for method in methods:
         table.add_row(
             visible(method["label"]),
             _mean(method["worst_drop"]),
             *([_range(method["worst_drop"])] * (num_seeds > 1)),
             _mean(method["mean_drop"]),
+            _mean(method["mean_after"]),
             _figure(method["kl_to_base"], lambda value: format_score(value, 4)),
         )
-    print_titled("Forgetting", table)
+    print_titled("Forgetting; left: what the skills score after it, on average", table)
 
 
 def _print_cost(methods: Sequence[Mapping[str, Any]]) -> None:

@@ -65,7 +65,7 @@ def told(found: Mapping[str, Sequence[Row]]) -> str:
     parts = [*map(_told, _telling(found["recipe"]))]
     for row in found["data"]:
         if row["name"] in FILES and not _of(row, found["recipe"]):
-            parts.append(f"the contents of {row['name']}")
+            parts.append(f"the content of {row['name']}")
     if not any(row["name"] in FILES for row in found["data"]):
         parts += [_told(row) for row in found["data"] if row["name"] == "rows_used"]
     if found["base"]:

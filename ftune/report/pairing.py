@@ -81,7 +81,7 @@ def pair_tasks(first: Finished, second: Finished) -> dict[str, Any]:
         return _nothing(found, "scored by " + ", ".join(f"{metric} in {name}" for name, metric in metrics.items()))
     headline = tasks[second.name]["tuned"] - tasks[first.name]["tuned"]
     if found["difference"] is None:
-        if not is_same_test(first, second):
+        if all(map(task_scores, (first, second))) or not is_same_test(first, second):
             return _nothing(found, found["reason"])
         return found | {"difference": headline, "n": tasks[second.name].get("n")}
     means = [sum(scores.values()) / len(scores) for scores in map(task_scores, (first, second))]

@@ -13,6 +13,8 @@ LETTER, LINE = 6.3, 13.0
 REACHES = (9, 16, 26, 38, 52)
 """How far from its point a label may stand; from the third on a line leads to it."""
 LEADING = 20
+LONGEST = 26
+"""Letters of a label in the picture; what is longer is cut, and told whole when pointed at."""
 LOG_RATIO = 12
 
 Box = tuple[float, float, float, float]
@@ -86,10 +88,11 @@ def scatter(title: str, marks: Sequence[Mark], x: Axis, y: Axis) -> Scatter | No
     up, y_ticks, _ = _scale([v / y.form.scale for m in marks for v in m.y], y, (HEIGHT - BOTTOM, TOP))
     places = [(across(m.x[0] / x.form.scale), up(m.y[0] / y.form.scale)) for m in marks]
     front = _front(marks, x, y)
-    labels = _labels([mark.label for mark in marks], places)
+    texts = [m.label if len(m.label) <= LONGEST else m.label[: LONGEST - 1] + "…" for m in marks]
+    labels = _labels(texts, places)
     points = [
         Point(
-            label=mark.label,
+            label=texts[index],
             x=place[0],
             y=place[1],
             x_range=(across(mark.x[1] / x.form.scale), across(mark.x[2] / x.form.scale)),
@@ -163,10 +166,12 @@ def _labels(texts: Sequence[str], places: Sequence[tuple[float, float]]) -> list
     order = sorted(range(len(places)), key=lambda index: -_crowd(places[index], places))
     found: dict[int, tuple[float, float, str, bool]] = {}
     for index in order:
-        choices = _choices(texts[index], *places[index])
-        free = [choice for choice in choices if not _overlap(choice[1], taken, skip=index)]
-        label, box = (free or choices[:1])[0]
-        taken.append(box)
+        choices = [
+            (label, [box, *_lead(label, places[index])]) for label, box in _choices(texts[index], *places[index])
+        ]
+        free = [choice for choice in choices if not any(_overlap(box, taken, skip=index) for box in choice[1])]
+        label, boxes = (free or choices[:1])[0]
+        taken += boxes
         found[index] = label
     return [found[index] for index in range(len(places))]
 
@@ -187,6 +192,15 @@ def _choices(text: str, x: float, y: float) -> list[tuple[tuple[float, float, st
             if box[0] >= LEFT - 2 and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM + 4:
                 found.append(((at_x, at_y, anchor, reach > LEADING), box))
     return found or [((x, y - 10, "middle", False), (x - width / 2, y - 16, x + width / 2, y - 4))]
+
+
+def _lead(label: tuple[float, float, str, bool], place: tuple[float, float]) -> list[Box]:
+    """What the line to a far label covers: small boxes along it, but for its two ends."""
+    if not label[3]:
+        return []
+    shares = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    spots = [(place[0] + (label[0] - place[0]) * s, place[1] + (label[1] - place[1]) * s) for s in shares]
+    return [(x - 1, y - 1, x + 1, y + 1) for x, y in spots]
 
 
 def _overlap(box: Box, taken: Sequence[Box], skip: int) -> bool:

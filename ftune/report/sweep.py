@@ -16,6 +16,7 @@ FIGURES = (
     "few_shot",
     "worst_drop",
     "mean_drop",
+    "mean_after",
     "kl_to_base",
     "trainable_parameters",
     "peak_memory_bytes",
@@ -102,7 +103,7 @@ def _run(outcome: Outcome, run: Finished | None) -> dict[str, Any]:
         return row | {"status": status, "gates_failed": []} | dict.fromkeys(FIGURES)
     task, forgetting, cost = run.part("task"), run.part("forgetting"), run.part("cost")
     failed = [str(gate["name"]) for gate in run.report.get("gates") or [] if not gate["passed"]]
-    drops = [float(suite["drop"]) for suite in forgetting.get("suites") or []]
+    drops, left = ([float(suite[key]) for suite in forgetting.get("suites") or []] for key in ("drop", "after"))
     return {
         **row,
         "exit_code": 1 if failed else 0,
@@ -113,6 +114,7 @@ def _run(outcome: Outcome, run: Finished | None) -> dict[str, Any]:
         "few_shot": task.get("few_shot"),
         "worst_drop": forgetting.get("worst_drop"),
         "mean_drop": mean(drops) if drops else None,
+        "mean_after": mean(left) if left else None,
         "kl_to_base": forgetting.get("kl_to_base"),
         "bytes_on_disk": run.bytes_on_disk,
         **{name: cost.get(name) for name in ("trainable_parameters", "peak_memory_bytes")},
@@ -191,10 +193,10 @@ def _verdict(methods: Sequence[Method], metric: str | None, num_seeds: int) -> s
         fewest = min(smallest, key=lambda method: float(method["trainable_parameters"]["mean"]))
         count = format_count(fewest["trainable_parameters"]["mean"])
         parts.append(f"{fewest['label']} trains fewest parameters, {count}")
+    for name in dict.fromkeys(name for method in methods for name in method["gates_failed"]):
+        having = [method["label"] for method in methods if name in method["gates_failed"]]
+        parts.append(f"gate failed: {name} by {', '.join(having)}")
     for method in methods:
-        if method["gates_failed"]:
-            names = ", ".join(method["gates_failed"])
-            parts.append(f"{method['label']} failed the gate{'s' * (len(method['gates_failed']) > 1)} {names}")
         if method["num_failed"]:
             of = "" if method["num_runs"] == 1 else f" in {method['num_failed']} of {method['num_runs']} runs"
             parts.append(f"{method['label']} did not finish{of}")
