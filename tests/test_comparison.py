@@ -137,7 +137,7 @@ OBSTACLES: dict[str, tuple[dict[str, Any], str, bool]] = {
     "no mean of items": ({"tuned": 0.7}, "exact_match is not the mean of its items' scores", True),
     "no items, the same file": ({"rows": []}, "B has no scores of single items", True),
     "no items, another file": (
-        {"rows": [], "manifest": {"data": {**MANIFEST["data"], "/data/test.jsonl": "0" * 64}}},  # type: ignore[dict-item]
+        {"rows": [], "manifest": {"data": {**MANIFEST["data"], "/data/test.jsonl": "0" * 64}}},
         "B has no scores of single items",
         False,
     ),
@@ -174,7 +174,7 @@ def test_files_are_compared_by_their_contents(tmp_path: Path) -> None:
     assert not values(document, "recipe")
     assert not values(document, "data")
     assert document["verdict"].endswith("; nothing that was recorded differs.")
-    edited = make_run(tmp_path / "edited", 140, None, {"data": {**MANIFEST["data"], "/data/train.jsonl": "00ff" * 16}})  # type: ignore[dict-item]
+    edited = make_run(tmp_path / "edited", 140, None, {"data": {**MANIFEST["data"], "/data/train.jsonl": "00ff" * 16}})
     document = compare(a, edited)
     assert [files[0]["sha256"][:4] for files in values(document, "data")["data.train"]] == ["77aa", "00ff"]
     assert document["verdict"].endswith("; the content of data.train differs.")
@@ -189,7 +189,7 @@ def test_weights_of_data_still_count_where_the_files_are_the_same(tmp_path: Path
 def test_base_versions_and_machine_are_compared(tmp_path: Path) -> None:
     a = make_run(tmp_path / "A", 140)
     manifest = {
-        "base": {**MANIFEST["base"], "model.safetensors": "4444" * 16},  # type: ignore[dict-item]
+        "base": {**MANIFEST["base"], "model.safetensors": "4444" * 16},
         "versions": {"ftune": "0.2.0", "torch": "2.13.0"},
         "device": "cuda",
     }

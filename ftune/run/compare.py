@@ -74,8 +74,9 @@ def run_process(arguments: Sequence[str], log: Path, progress: SweepProgress) ->
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"NO_COLOR": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=MOST_LINES)
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -84,8 +85,8 @@ def run_process(arguments: Sequence[str], log: Path, progress: SweepProgress) ->
             errors="replace",
             env=environment,
             start_new_session=True,  # Ctrl-C reaches it through us, once
-        )
-        assert process.stderr is not None
+        ) as process,
+    ):
 
         def listen() -> None:
             assert process.stderr is not None

@@ -155,16 +155,18 @@ def _member(call: Call, variant: Variant, seed: int, folder: Path) -> Member:
 
 
 def check_methods(settings: Mapping[Variant, Recipe], problems: dict[Variant, list[Problem]]) -> None:
-    """The whole check of the first method; of the others what depends on the method, as their data are the same."""
+    """The whole check with the first method; what it finds beside the method's own problems stands against all, as
+    their data are the same. Of the others what depends on the method."""
     classes: Classes | None = None
+    common: list[Problem] = []
     for index, (variant, recipe) in enumerate(settings.items()):
-        collector = Collector()
+        whole, own = Collector(), Collector()
         if index == 0:
-            inputs = read(recipe, collector)
+            inputs = read(recipe, whole)
             classes = inputs.classes if inputs else None
-        else:
-            _check_method(recipe, collector, classes)
-        problems[variant] = collector.problems
+        _check_method(recipe, own, classes)
+        common += [problem for problem in whole.problems if problem not in own.problems]
+        problems[variant] = [*own.problems, *common]
 
 
 def _check_method(recipe: Recipe, collector: Collector, classes: Classes | None) -> None:
