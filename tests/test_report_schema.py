@@ -55,7 +55,7 @@ def test_the_report_of_every_kind_of_run_is_valid(workspace: Path, kind: str) ->
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    document = json.loads(json.dumps(complete()))
+    document = complete()
     *around, last = path.split(".")
     part = document
     for key in around:
@@ -76,7 +76,8 @@ def complete() -> dict[str, Any]:
     document["path"] = [{"step": 0, "validation_loss": None, "score": 0.0, "worst_drop": 0.0, "general_loss": 2.4}]
     document["selection"] = {"select": "best", "step": 250, "reason": "the best score within gates.max_forgetting"}
     document["strengths"] = [{"strength": 0.5, "score": 0.8, "ci95": [0.7, 0.9], "worst_drop": 0.02}]
-    return {**document, "verdict": "good"}
+    whole: dict[str, Any] = json.loads(json.dumps({**document, "verdict": "good"}))
+    return whole
 
 
 def test_every_part_may_be_there_and_more_than_is_told() -> None:
