@@ -50,11 +50,14 @@ def init(
 
 
 @app.command()
-def schema() -> None:
-    """Print the recipe's JSON Schema."""
+def schema(
+    report: Annotated[bool, typer.Option("--report", help="Of report.json instead of the recipe.")] = False,
+) -> None:
+    """Print the JSON Schema of the recipe, or of report.json."""
     from ftune import recipe
+    from ftune.report.schema import report_schema
 
-    print_json(recipe.json_schema())
+    print_json(report_schema() if report else recipe.json_schema())
 
 
 @app.command()
@@ -151,6 +154,28 @@ def train(
     finish(training.train_run(loaded, resume, overwrite), loaded.output.dir, json)
 
 
+@app.command()
+def compare(
+    recipe: RecipePath,
+    methods: Annotated[str, typer.Option(help='For example "lora, {name: lora, rank: 4}, ia3", or all.')],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs of each method, counted from the recipe's.")] = 1,
+    output: Annotated[Path | None, typer.Option("--output", help="The folder of all runs and of the result.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what has finished, go on with the rest.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Run the recipe with several methods and seeds, and set them side by side."""
+    from ftune.console.sweep import print_sweep
+    from ftune.run import compare as comparisons
+    from ftune.run.variants import Call
+
+    call = Call(recipe, tuple(overrides or ()), methods, seeds, output, resume, overwrite)
+    document = comparisons.compare_methods(call)
+    print_json(document) if json else print_sweep(document)
+    raise typer.Exit(document["exit_code"])
+
+
 @app.command("eval")
 def evaluate(
     target: TargetPath,
@@ -216,11 +241,26 @@ def generate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
-    """Build report.md and report.html again from the run folder alone."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
+    output: Annotated[Path | None, typer.Option("--output", help="A page of the comparison, .html or .md.")] = None,
+    json: Json = False,
+) -> None:
+    """Build a run's report again from its folder alone, or compare several runs."""
+    if len(runs) > 1:
+        from ftune.console.comparison import print_comparison
+        from ftune.report import comparison
+
+        document, told = comparison.compare_runs(runs, output)
+        print_json(document) if json else print_comparison(document, told, output)
+        return
+    if output is not None:
+        raise UserError("a single run's pages lie in its folder", "--output", "name the runs to compare it with")
+    from ftune import folder
     from ftune.run import afterwards
 
-    typer.echo(str(afterwards.rebuild_report(run)))
+    page = afterwards.rebuild_report(runs[0])
+    print_json(folder.read_json(page.with_name("report.json"))) if json else typer.echo(str(page))
 
 
 def numbers(text: str | None, option: str) -> list[float]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ftune.errors import ExitCode, FtuneError, Problem
 
-SPELLINGS = {"✓": "+", "✗": "x", "→": "->", "·": "|", "…": "...", "–": "-", "⟦": "[[", "⟧": "]]", "✂": "--"}
+SPELLINGS = {"✓": "+", "★": "*", "✗": "x", "→": "->", "·": "|", "…": "...", "–": "-", "⟦": "[[", "⟧": "]]", "✂": "--"}
 SPELLINGS |= {"⏎": "", "␣": "_", "⇥": "->", "╭": ",", "╰": "`"} | dict.fromkeys("█▉▊▋▌", "#") | dict.fromkeys("▍▎▏", "")
 
 

@@ -135,6 +135,16 @@ def read(path: Path) -> Document:
     return document
 
 
+def read_value(text: str, source: str) -> Any:
+    """A value written as in a recipe, on a command line; raises UserError with all that is wrong with it."""
+    document = Document({}, {(): Place(source, 0)})
+    node = _compose(text, source)
+    value = None if node is None else _value(node, (), document, Place(source, 0))
+    if document.findings:
+        raise UserError.collect(finding.problem() for finding in document.findings)
+    return value
+
+
 def override(document: Document, text: str, order: int) -> None:
     """Set the key that `a.b=c` names, in place; what it replaces is forgotten, with what was wrong there."""
     place = Place(f"override {text}", 0, order)

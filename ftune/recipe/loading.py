@@ -13,6 +13,8 @@ from ftune.recipe.document import FLOAT, TAG, Document, dotted, in_yaml, overrid
 from ftune.recipe.later import refusals
 from ftune.recipe.schema import Recipe
 
+ABSENT = "(absent)"
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, with `a.b=c` overrides; raises UserError with all problems, in file order."""
@@ -59,17 +61,17 @@ def dump(recipe: Recipe) -> str:
 
 def differences(before: Recipe, after: Recipe) -> list[str]:
     """Every key that two recipes do not share, as `training.learning_rate: 0.001 -> 0.01`."""
-    old, new = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    old, new = (dict(leaves_of(recipe.model_dump(mode="json"))) for recipe in (before, after))
     pairs = [
-        (key, *(in_yaml(leaves[key]) if key in leaves else "(absent)" for leaves in (old, new)))
-        for key in {**old, **new}
+        (key, *(in_yaml(leaves[key]) if key in leaves else ABSENT for leaves in (old, new))) for key in {**old, **new}
     ]
     return [f"{key}: {was} -> {now}" for key, was, now in pairs if was != now]
 
 
-def _leaves(values: Mapping[str, Any], around: str = "") -> Iterator[tuple[str, Any]]:
+def leaves_of(values: Mapping[Any, Any], around: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested mappings by its dotted name, with its value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{around}{key}.")
+            yield from leaves_of(value, f"{around}{key}.")
         else:
             yield f"{around}{key}", value

@@ -1,7 +1,5 @@
 """report.md: the report as it fits into a pull request."""
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ from ftune.quantities import (
     format_score,
     worst_fields,
 )
+from ftune.report.cells import plain as _text
+from ftune.report.cells import table as _table
 from ftune.report.confusion import Confusion, confusion
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
 from ftune.report.verdict import because, verdict
 
 MARKS = {True: "✅", False: "❌", None: "➖"}
 WORDS: dict[Any, str] = {True: "yes", False: "no", None: NOT_MEASURED}
-SPECIAL = re.compile(r"([\\`*_|#]|\[(?![-\d., ]+\]))")  # an interval's bracket is none
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -144,22 +143,5 @@ def _cost(cost: Mapping[str, Any]) -> str:
     return f"{trained}, {tokens}, {format_duration(cost.get('seconds'))} in all, peak memory {peak}."
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell if index == 1 else _cell(cell) for cell in line) + " |"
-        for index, line in enumerate(lines)
-    )
-
-
-def _cell(text: str) -> str:
-    return text if text.startswith("**") else _text(text)
-
-
 def _strong(verdict_word: str) -> str:
     return f"**{verdict_word}**" if verdict_word == "forgot" else verdict_word
-
-
-def _text(text: object) -> str:
-    """Names come from data: they must not become markup or end a table's cell."""
-    return SPECIAL.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
