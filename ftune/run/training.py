@@ -142,6 +142,8 @@ def measure(
     del base
     trained = proof.reference(tuned) if distance.is_measurable(settings.model) else None
     proved = proof.prove_tuned(tuned, base_logits, live, keys_loaded, settings.method.name)
+    if not METHODS[settings.method.name].trains_base:
+        proved = replace(proved, adapter_sha256=files.adapter_digest(run.adapter))
     if trained is None:
         return measured, proved
     dequantized = distance.dequantized_merge(settings.model, tuned, trained)
