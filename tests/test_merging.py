@@ -187,6 +187,15 @@ FAULTS = {
 }
 
 
+def test_settings_of_images_are_taken_along_from_the_base(tmp_path):
+    """Case 77."""
+    base = save_base(tmp_path / "base")
+    (base / "preprocessor_config.json").write_text('{"size": 3}')
+    adapter = make_adapter(tmp_path / "adapter", base, SETTINGS["lora"])
+    merge(adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "preprocessor_config.json").read_text() == '{"size": 3}'
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_merge_refuses_to_write_a_folder_with_a_fault(tmp_path, monkeypatch, fault):
     """Planted where the folder is written: nothing is left of it."""

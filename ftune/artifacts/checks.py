@@ -24,7 +24,7 @@ ROLES = {
     "tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model"),
     "tokenizer configuration": ("tokenizer_config.json",),
     "generation settings": (companions.GENERATION,),
-    "image or audio settings": ("preprocessor_config.json", "processor_config.json"),
+    "image or audio settings": companions.PROCESSORS,
 }
 """What a model folder's files are for, whatever they are called."""
 REQUIRED = frozenset(("configuration", "weights", "tokenizer", "tokenizer configuration"))
@@ -60,7 +60,6 @@ class Expected:
     base: Path | None = None
     """The base's folder, for the files that it has."""
     dtype: torch.dtype | None = None
-    is_tied: bool | None = None
 
 
 def require(checks: Sequence[Check], output: Path) -> None:
@@ -69,15 +68,34 @@ def require(checks: Sequence[Check], output: Path) -> None:
         raise RunError("; ".join(failed), str(output), "nothing was written; serve the adapter itself")
 
 
-def of_model_folder(path: Path, model: PreTrainedModel, expected: Expected) -> list[Check]:
-    """A whole model's folder; `model` is what was loaded from it."""
-    dtypes = stored_dtypes(path)
-    found = [_files(path, model, expected, dtypes)]
+def of_files(path: Path, expected: Expected) -> list[Check]:
+    """A whole model's folder, before anything is loaded from it."""
+    dtypes, is_classifier = stored_dtypes(path), models.is_classifier(models.load_config(ModelSection(base=path)))
+    found = [_files(path, is_classifier, expected, dtypes)]
     if expected.dtype is not None:
         found.append(_dtype(path, expected.dtype, dtypes))
-    if model.get_output_embeddings() is not None:
-        found.append(_tied(path, model, expected.is_tied, dtypes))
-    return found + of_companions(path, expected.tokenizer, models.is_classifier(model))
+    return found + of_companions(path, expected.tokenizer, is_classifier)
+
+
+def of_ties(path: Path, model: PreTrainedModel, is_tied: bool | None) -> list[Check]:
+    """Head and embeddings of a model that was loaded from the folder; nothing of a classifier, which has its own head.
+
+    One tensor or two, after loading, in the configuration and in the files alike.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return []
+    loaded, dtypes = models.is_tied(model), stored_dtypes(path)
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is head or module is embeddings]
+    wrong = []
+    if is_tied is not None and loaded != is_tied:
+        wrong.append(f"they load as {_count(loaded)}, but were {_count(is_tied)} when trained")
+    if bool(getattr(model.config, "tie_word_embeddings", False)) != loaded:
+        wrong.append(f"they load as {_count(loaded)}, and config.json says otherwise")
+    if loaded and dtypes.keys() >= set(names) and not torch.equal(*(_tensor(path, name) for name in names)):
+        wrong.append("they are one tensor, but the file holds two that differ")
+    told = f"head and embeddings are {_count(loaded)}" + (", as trained" if is_tied is not None else "")
+    return [Check("tied_embeddings", not wrong, "head and embeddings: " + "; ".join(wrong) if wrong else told)]
 
 
 def of_companions(path: Path, trained_with: dict[str, Any] | None, is_classifier: bool) -> list[Check]:
@@ -88,7 +106,7 @@ def of_companions(path: Path, trained_with: dict[str, Any] | None, is_classifier
         return [Check("tokenizer", False, "there is none in this folder any more")]
     tokenizer = models.load_tokenizer(ModelSection(base=path))
     found = [] if trained_with is None else _tokenizer(companions.identity(tokenizer), trained_with)
-    if not is_classifier and (trained_with is not None or companions.stops_of(path) is not None):
+    if trained_with is not None and not is_classifier:
         found.append(_stops(path, tokenizer))
     return found
 
@@ -122,9 +140,9 @@ def roles_of(path: Path) -> set[str]:
     return {role for role, names in ROLES.items() if any((path / name).is_file() for name in names)}
 
 
-def _files(path: Path, model: PreTrainedModel, expected: Expected, dtypes: dict[str, str]) -> Check:
+def _files(path: Path, is_classifier: bool, expected: Expected, dtypes: dict[str, str]) -> Check:
     required = REQUIRED | (roles_of(expected.base) if expected.base is not None else set())
-    if models.is_classifier(model):
+    if is_classifier:
         required -= {"generation settings"}
     wrong = [f"no {role}" for role in sorted(required - roles_of(path))]
     if (path / INDEX).is_file():
@@ -146,23 +164,6 @@ def _dtype(path: Path, dtype: torch.dtype, dtypes: dict[str, str]) -> Check:
         return Check("dtype", True, f"{name}, as the base's")
     names = f"the weights are {stored} and config.json says {str(told).removeprefix('torch.')}"
     return Check("dtype", False, f"{names}, but the base is {name}")
-
-
-def _tied(path: Path, model: PreTrainedModel, expected: bool | None, dtypes: dict[str, str]) -> Check:
-    """Head and embeddings: one tensor or two, after loading, in the configuration and in the files alike."""
-    is_tied = models.is_tied(model)
-    ends = (model.get_output_embeddings(), model.get_input_embeddings())
-    names = [f"{path}.weight" for path, module in model.named_modules() if any(module is end for end in ends)]
-    both_stored = all(name in dtypes for name in names)
-    wrong = []
-    if expected is not None and is_tied != expected:
-        wrong.append(f"they load as {_count(is_tied)}, but were {_count(expected)} when trained")
-    if bool(getattr(model.config, "tie_word_embeddings", False)) != is_tied:
-        wrong.append(f"they load as {_count(is_tied)}, and config.json says otherwise")
-    if is_tied and both_stored and not torch.equal(*(_tensor(path, name) for name in names)):
-        wrong.append("they are one tensor, but the file holds two that differ")
-    told = f"head and embeddings are {_count(is_tied)}" + (", as trained" if expected is not None else "")
-    return Check("tied_embeddings", not wrong, "head and embeddings: " + "; ".join(wrong) if wrong else told)
 
 
 def _count(is_tied: bool) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ftune import classifier, comparing, folder
 from ftune import model as models
-from ftune.artifacts import checks, combining, distance, files
+from ftune.artifacts import checks, combining, companions, distance, files
 from ftune.artifacts.combining import Combination
 from ftune.artifacts.distance import Logits
 from ftune.artifacts.proof import check_mergeable, expected_of, is_live
@@ -118,11 +118,14 @@ def write(parts: Parts, output: Path, device: torch.device, measure: Measure) ->
         "dtype": str(dtype).removeprefix("torch."),
         **({"forced_base": forced} if forced else {}),
     }
-    expected = expected_of(settings, files.read_card(parts.adapters[0]), parts.tokenizer, dtype, made.is_tied)
+    expected = expected_of(settings, files.read_card(parts.adapters[0]), parts.tokenizer, dtype)
 
     def prove(folder_: Path) -> None:
+        companions.copy_processors(settings.base, folder_)
+        held = checks.of_files(folder_, expected)
+        checks.require(held, output)
         written = models.load_base(ModelSection(base=folder_, attention=settings.attention), torch.float32, device)
-        held = checks.of_model_folder(folder_, written, expected)
+        held += checks.of_ties(folder_, written, made.is_tied)
         checks.require(held, output)
         record.update(_proved(written.to(dtype), made, output), checks=[check.as_dict() for check in held])
         del written
@@ -156,8 +159,9 @@ def combine(parts: Parts, settings: ModelSection, output: Path, device: torch.de
     if classes is not None:
         classifier.plain_head(model)
     logits = distance.reference(model)
-    if not is_live(logits, base):
-        raise RunError("the combined adapters have no effect", str(output), "look at --weights: do they cancel out?")
+    if comparing.max_difference(logits, base) <= comparing.tolerance(model, logits):
+        what = "the combined adapters have no effect beyond rounding"
+        raise RunError(what, str(output), "look at --weights: do they cancel out?")
     return Combined(model, logits, parents, was_tied and not any(parent.is_untied for parent in parents))
 
 

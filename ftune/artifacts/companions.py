@@ -1,5 +1,6 @@
 """What lies beside weights: the tokenizer, its chat template and where generation stops; and what identifies them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ftune import chat, folder
 from ftune import model as models
 
 GENERATION = "generation_config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 PROBES = (
     "Hello, world!",
     "  two spaces, a tab\t and\n\na blank line",
@@ -32,6 +34,13 @@ def save_companions(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
     if tokenizer.pad_token_id is not None:
         generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(path)
+
+
+def copy_processors(base: Path | str, path: Path) -> None:
+    """What prepares images or sound for a base that takes them: training has no part in it, serving needs it."""
+    for name in PROCESSORS:
+        if isinstance(base, Path) and (base / name).is_file() and not (path / name).exists():
+            shutil.copyfile(base / name, path / name)
 
 
 def stops_of(path: Path) -> list[int] | None:

@@ -210,7 +210,7 @@ def check_base(
         raise UserError(f"this base already contains adapter {digest[:12]}", "base", "merge into the original base")
     changed = changed_base(card, base_fingerprint)
     if changed and not is_forced:
-        hint = "use the very base this adapter was trained on; --force goes on with this one"
+        hint = "use the very base this adapter was trained on (merge, eval and verify go on with --force)"
         raise UserError(f"base fingerprint differs: {', '.join(changed)}", "base", hint)
     return changed
 

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import classifier, comparing, quantized
 from ftune import model as models
-from ftune.artifacts import checks, distance, files
+from ftune.artifacts import checks, companions, distance, files
 from ftune.artifacts.checks import Check, Expected
-from ftune.artifacts.companions import identity
 from ftune.artifacts.distance import Distances
 from ftune.artifacts.distance import Logits as Logits
 from ftune.artifacts.distance import reference as reference
@@ -190,14 +189,17 @@ def merge(
     distances = None
     if trained is not None and dequantized is not None:
         distances = Distances(distance.between(reference(model), trained), dequantized)
-    expected = expected_of(settings, card, tokenizer, dtype, is_tied)
+    expected = expected_of(settings, card, tokenizer, dtype)
     difference = limit = 0.0
     held: list[Check] = []
 
     def prove(folder_: Path) -> None:
         nonlocal difference, limit
+        companions.copy_processors(settings.base, folder_)
+        held.extend(checks.of_files(folder_, expected))
+        checks.require(held, output)
         written = models.load_base(ModelSection(base=folder_, attention=settings.attention), torch.float32, device)
-        held.extend(checks.of_model_folder(folder_, written, expected))
+        held.extend(checks.of_ties(folder_, written, is_tied))
         checks.require(held, output)
         written = written.to(dtype)
         found = reference(written)
@@ -218,14 +220,12 @@ def expected_of(
     card: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype | None,
-    is_tied: bool,
 ) -> Expected:
     """What a merged folder must agree with: the tokenizer on the adapter's card, or else the one that is there."""
     return Expected(
-        tokenizer=card.get("tokenizer") or identity(tokenizer),
+        tokenizer=card.get("tokenizer") or companions.identity(tokenizer),
         base=settings.base if isinstance(settings.base, Path) else None,
         dtype=dtype,
-        is_tied=is_tied,
     )
 
 

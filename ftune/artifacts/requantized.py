@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ftune import classifier, comparing, quantized
 from ftune import model as models
-from ftune.artifacts import checks, distance, files, proof
+from ftune.artifacts import checks, companions, distance, files, proof
 from ftune.artifacts.checks import Check
 from ftune.errors import RunError, UserError
 from ftune.methods import saved
@@ -89,7 +89,8 @@ def merge(
     if comparing.max_difference(trained, base) == 0:
         raise RunError("the adapter has no effect, so there is nothing to merge", str(adapter), "was it trained?")
     before = {path: layer.matrix() for path, layer in modules_of(model, AdaptedLinear)}
-    expected = proof.expected_of(settings, adapter_card, tokenizer, None, was_tied and not saved.unties(model))
+    expected = proof.expected_of(settings, adapter_card, tokenizer, None)
+    is_tied = was_tied and not saved.unties(model)
     method.merge(model)
     wanted = {path: matrix_of(model.get_submodule(path)) for path in before}
     again = requantize(model, settings, output)
@@ -106,11 +107,14 @@ def merge(
 
     def prove(folder_: Path) -> None:
         nonlocal difference, found
+        companions.copy_processors(settings.base, folder_)
+        held.extend(checks.of_files(folder_, expected))
+        checks.require(held, output)
         quantized.settle(again, settings, torch.float32)
         written = models.load_base(
             settings.model_copy(update={"base": folder_, "revision": None}), torch.float32, device
         )
-        held.extend(checks.of_model_folder(folder_, written, expected))
+        held.extend(checks.of_ties(folder_, written, is_tied))
         checks.require(held, output)
         found = distance.reference(written)
         difference = comparing.max_difference(found, distance.reference(again))

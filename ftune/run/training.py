@@ -39,6 +39,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
     print_audit(inputs.account(), messages())
+    if told := inputs.prediction.told_targets():
+        note(told)
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise UserError("several processes are not available in this version", "training.parallel", "start one process")

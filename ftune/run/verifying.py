@@ -47,12 +47,14 @@ def _checksums(run: RunFolder) -> Check:
 
 def _prove(target: Target, forced: list[str], device: torch.device) -> Iterator[Check]:
     yield _base(target, forced)
+    if target.adapter is None and target.tuned is not None:
+        yield from checks.of_files(target.tuned, _expected(target, target.tuned))
     tuned, keys_loaded, method = load_tuned(target, device)
     yield Check("keys_loaded", True, f"loaded {keys_loaded} tensors")
     if target.adapter is not None:
         yield from checks.of_companions(target.adapter, _trained_with(target), models.is_classifier(tuned))
     elif target.tuned is not None:
-        yield from checks.of_model_folder(target.tuned, tuned, _expected(target, target.tuned))
+        yield from checks.of_ties(target.tuned, tuned, files.read_card(target.tuned).get("tied"))
     yield from _prove_logits(target, tuned, keys_loaded, method, device)
 
 
@@ -85,7 +87,7 @@ def _expected(target: Target, path: Path) -> Expected:
     """What a model folder's card says it was made with."""
     card, base = files.read_card(path), target.model.base
     dtype = getattr(torch, card["dtype"]) if "dtype" in card else None
-    return Expected(card.get("tokenizer"), base if isinstance(base, Path) else None, dtype, card.get("tied"))
+    return Expected(card.get("tokenizer"), base if isinstance(base, Path) else None, dtype)
 
 
 def _prove_logits(
@@ -109,8 +111,10 @@ def _prove_logits(
 
 def _prove_merged_folder(target: Target, path: Path, ours: proof.Logits, device: torch.device) -> Iterator[Check]:
     """`merged/` beside an adapter whose logits are `ours`."""
+    for check in checks.of_files(path, _expected(target, path)):
+        yield replace(check, name=f"merged_{check.name}")
     merged = models.load_base(whole_model(target, path), torch.float32, device)
-    for check in checks.of_model_folder(path, merged, _expected(target, path)):
+    for check in checks.of_ties(path, merged, files.read_card(path).get("tied")):
         yield replace(check, name=f"merged_{check.name}")
     merged = merged.to(models.stored_dtype(merged.config))
     found = proof.reference(merged)
