@@ -29,6 +29,9 @@ TargetPath = Annotated[Path, typer.Argument(metavar="TARGET", help="A run, an ad
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
 Base = Annotated[str | None, typer.Option("--base", help="The base of an adapter: a folder or hub id.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on with another base than was trained on; it is told and recorded.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left there.")]
 
 
@@ -184,44 +187,62 @@ def evaluate(
         str | None, typer.Option("--strengths", help="Also measure these shares of it: 0,0.25,0.5,0.75,1.")
     ] = None,
     base: Base = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Measure the task, the baselines and what was forgotten."""
     from ftune.run import afterwards, targets
 
     at = numbers(strengths, "--strengths")
-    found = targets.resolve(target, base, recipe)
+    found = targets.resolve(target, base, recipe, force)
     finish(afterwards.evaluate_target(found, at), target if found.run else None, json)
 
 
 @app.command()
 def merge(
-    target: TargetPath,
+    targets: Annotated[list[Path], typer.Argument(metavar="TARGET...", help="One run or adapter folder, or several.")],
     output: Annotated[Path | None, typer.Option("--output", help="The folder to write.")] = None,
     strength: Annotated[float, typer.Option("--strength", help="How much of the adapter: 1 is all of it.")] = 1.0,
+    weights: Annotated[str | None, typer.Option("--weights", help="Of several: how much of each, 0.7,0.3.")] = None,
+    combine: Annotated[str | None, typer.Option("--combine", help="Of several: linear, ties or dare.")] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help="The share that is kept: 0.2 by ties, 0.5 by dare.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of what dare drops at random: 0.")] = None,
     quantized: Annotated[
         bool,
         typer.Option("--quantized", help="Write it in the bits it was trained over; tells what is lost."),
     ] = False,
     base: Base = None,
+    force: Force = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Fold the adapter into its base, proved equal, or refuse."""
-    from ftune.console.checks import print_merge
-    from ftune.run import afterwards, targets
+    """Fold one adapter into its base, proved equal, or several at once; or refuse."""
+    from ftune.console.merges import print_combination, print_merge
+    from ftune.run import afterwards, combination
+    from ftune.run.targets import resolve
 
-    merged = afterwards.merge_target(targets.resolve(target, base), output, strength, overwrite, quantized)
-    print_json(merged) if json else print_merge(merged)
+    how = combination.asked_for(len(targets), weights, combine, density, seed)
+    found = [resolve(target, base, is_forced=force) for target in targets]
+    if how is None:
+        merged = afterwards.merge_target(found[0], output, strength, overwrite, quantized)
+    else:
+        combination.refuse_for_several(strength=strength != 1.0, quantized=quantized)
+        merged = combination.merge_several(found, output, how, overwrite)
+    if json:
+        print_json(merged)
+    else:
+        print_merge(merged) if how is None else print_combination(merged)
 
 
 @app.command()
-def verify(target: TargetPath, base: Base = None, json: Json = False) -> None:
+def verify(target: TargetPath, base: Base = None, force: Force = False, json: Json = False) -> None:
     """Prove a run, an adapter or a merged model again from its files."""
     from ftune.console.checks import print_checks
-    from ftune.run import afterwards, targets
+    from ftune.run import targets, verifying
 
-    found = afterwards.verify_target(targets.resolve(target, base))
+    found = verifying.verify_target(targets.resolve(target, base, is_forced=force))
     print_json(found) if json else print_checks(found)
     if not found["passed"]:
         raise typer.Exit(ExitCode.GATE_FAILED)

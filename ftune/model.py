@@ -1,5 +1,6 @@
 """The tokenizer and the base, as transformers loads them, and a forward pass in two halves: hidden states and head."""
 
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -51,9 +53,22 @@ def load_config(settings: ModelSection) -> Any:
     """The model's configuration; raises UserError when the base cannot be found."""
     _check_folder(settings, "config.json")
     try:
-        return AutoConfig.from_pretrained(**_source(settings))
+        config = AutoConfig.from_pretrained(**_source(settings))
     except (OSError, ValueError) as error:
         raise _cannot_load("model", settings, error) from error
+    if getattr(config, "dtype", None) is None and isinstance(settings.base, Path):
+        config.dtype = _dtype_of_files(settings.base)
+    return config
+
+
+def _dtype_of_files(base: Path) -> torch.dtype | None:
+    """What most weights of a folder are stored in, for a configuration that does not say; None where there are none."""
+    counts: Counter[torch.dtype] = Counter()
+    for path in sorted(base.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            counts.update(file.get_slice(name)[:0].dtype for name in file.keys())  # noqa: SIM118
+    floating = [dtype for dtype, _ in counts.most_common() if dtype.is_floating_point]
+    return floating[0] if floating else None
 
 
 def _cannot_load(what: str, settings: ModelSection, error: Exception) -> UserError:
@@ -110,6 +125,12 @@ def is_classifier(model_or_config: Any) -> bool:
     if isinstance(model_or_config, PreTrainedModel):
         return type(model_or_config).__name__.endswith("ForSequenceClassification")
     return any(name.endswith("ForSequenceClassification") for name in model_or_config.architectures or ())
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output head and the embeddings are one tensor."""
+    projection = model.get_output_embeddings()
+    return projection is not None and projection.weight is model.get_input_embeddings().weight
 
 
 def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """What a run will need: parameters, memory and steps, counted by the code that trains, on tensors without contents."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ftune.batches import MicroBatch
 from ftune.classifier import Classes
 from ftune.loss import CHUNK_ELEMENTS
 from ftune.methods import METHODS
-from ftune.methods.base import trainable
+from ftune.methods.base import attached, decoder_layers, layer_of, trainable
 from ftune.methods.head import method_of
 from ftune.model import base_dtype, hidden_states, is_classifier, shape_of
 from ftune.recipe import ModelSection, Recipe
@@ -67,6 +68,18 @@ class Prediction:
     trainable: int
     memory: Memory
     steps: dict[str, int] | None
+    targets: dict[str, int]
+    """How many modules of each name the method goes on; none where it trains weights themselves, or goes in front."""
+    layers: list[int]
+    """The transformer layers in which they lie."""
+
+    def told_targets(self) -> str:
+        """`lora on 14 modules: q_proj 2, ... (layers 0 to 1)`; empty where there are none."""
+        if not self.targets:
+            return ""
+        named = ", ".join(f"{name} {count}" for name, count in self.targets.items())
+        places = f" (layers {ranges(self.layers)})" if self.layers else ""
+        return f"{self.method} on {sum(self.targets.values())} modules: {named}{places}"
 
     def as_dict(self) -> dict[str, Any]:
         peak = self.memory.training_peak
@@ -79,6 +92,8 @@ class Prediction:
             },
             "memory_bytes": asdict(self.memory),
             "steps": self.steps,
+            "targets": self.targets,
+            "layers": self.layers,
             "fits": {card: peak <= size * 10**9 * CARD_SHARE for card, size in CARDS.items()},
         }
 
@@ -186,7 +201,26 @@ def make_plan(
     if supervised_tokens is not None and run.mixture is not None:
         per_epoch = schedule.steps_per_epoch(len(run.mixture), recipe.training.batch_size)
         steps = {"per_epoch": per_epoch, "total": run.total_steps, "supervised_tokens": supervised_tokens}
-    return Prediction(settings.name, total, sum(p.numel() for p in trained), memory, steps)
+    targets, layers = targets_of(model)
+    return Prediction(settings.name, total, sum(p.numel() for p in trained), memory, steps, targets, layers)
+
+
+def targets_of(model: PreTrainedModel) -> tuple[dict[str, int], list[int]]:
+    """Of a model with a method attached: its modules counted by the last part of their names, and their layers."""
+    paths, (layers_path, _) = attached(model), decoder_layers(model)
+    places = {place for path in paths if (place := layer_of(path, layers_path)) is not None}
+    return dict(Counter(path.rpartition(".")[2] for path in paths)), sorted(places)
+
+
+def ranges(numbers: list[int]) -> str:
+    """Rising numbers in short: 0 to 3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def is_checkpointed(recipe: Recipe, model: PreTrainedModel) -> bool:

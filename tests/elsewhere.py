@@ -5,6 +5,7 @@ configuration to make one from), and OUT gets the logits of every job's rows: (a
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -79,20 +80,29 @@ def ftune(job: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def whole(job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Transformers alone: a model folder's own logits."""
-    from transformers import AutoModelForCausalLM
+    """Transformers alone: a model folder's own logits, the prompt of one message, and the ids that end an answer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32)
     model.shown = model.config.vocab_size
-    return {"whole": logits(model, job["rows"])}
+    tokenizer = AutoTokenizer.from_pretrained(job["base"])
+    message = [{"role": "user", "content": "hi"}]
+    prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    ends = model.generation_config.eos_token_id
+    return {
+        "whole": logits(model, job["rows"]),
+        "prompt": torch.tensor(prompt),
+        "ends": torch.tensor(ends if isinstance(ends, list) else [ends]),
+    }
 
 
 def ask(side: str, jobs: list[dict[str, Any]], place: Path) -> dict[str, torch.Tensor]:
-    """What a fresh process finds: logits by "<job's name>: <what>"."""
+    """What a fresh process finds, without a network: logits by "<job's name>: <what>"."""
     out = place / f"{side}.safetensors"
     (place / "jobs.json").write_text(json.dumps(jobs, default=str))
     command = [sys.executable, "-W", "ignore", __file__, side, place / "jobs.json", out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
     assert done.returncode == 0, done.stderr
     return load_file(out)
 

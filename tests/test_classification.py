@@ -23,7 +23,7 @@ from ftune.errors import UserError
 from ftune.methods.base import trainable
 from ftune.methods.head import method_of
 from ftune.objectives import classification
-from ftune.run import afterwards, preview, targets, training
+from ftune.run import afterwards, preview, targets, training, verifying
 from ftune.settings import LinearProbeSettings
 
 pytestmark = [
@@ -299,7 +299,7 @@ def test_run_leaves_a_classifier_and_its_evidence(workspace, method):
     assert "per supervised token" not in page
     for path in (run, run / "merged"):
         target = targets.resolve(path)
-        assert afterwards.verify_target(target)["passed"]
+        assert verifying.verify_target(target)["passed"]
         assert afterwards.generate_from(target, "so bad", 8).startswith("neg  ")
     assert afterwards.evaluate_target(targets.resolve(run))["task"]["tuned"] == task["tuned"]
 

@@ -21,8 +21,9 @@ from ftune.methods import METHODS
 from ftune.methods.base import modules_of, trainable
 from ftune.methods.dora import DoraLinear
 from ftune.recipe import ModelSection
-from ftune.run.afterwards import evaluate_target, merge_target, verify_target
+from ftune.run.afterwards import evaluate_target, merge_target
 from ftune.run.targets import resolve
+from ftune.run.verifying import verify_target
 from ftune.settings import DoraSettings, LoraSettings
 
 CPU = torch.device("cpu")

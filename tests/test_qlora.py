@@ -18,10 +18,11 @@ from ftune.methods.adapted import AdaptedLinear
 from ftune.methods.base import modules_of, trainable
 from ftune.quantized import is_quantized
 from ftune.recipe import ModelSection
-from ftune.run.afterwards import evaluate_target, merge_target, verify_target
+from ftune.run.afterwards import evaluate_target, merge_target
 from ftune.run.inputs import Collector, check_possible
 from ftune.run.targets import resolve
 from ftune.run.training import train_run
+from ftune.run.verifying import verify_target
 from ftune.settings import LoraSettings
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, folder
+from ftune import classifier, folder
 from ftune import model as models
+from ftune.artifacts.companions import identity, save_companions
 from ftune.classifier import Classes
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
@@ -38,22 +39,6 @@ class Loaded:
         return f"{self.num_tensors}/{self.num_tensors}"
 
 
-def save_companions(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What serving needs beside weights: the tokenizer, its chat template, and where generation stops, if it can."""
-    tokenizer.save_pretrained(path)
-    if models.is_classifier(model):
-        return
-    stops = chat.end_of_turn_ids(tokenizer)
-    generation = (
-        GenerationConfig.from_dict(model.generation_config.to_dict()) if model.generation_config else GenerationConfig()
-    )
-    if stops:
-        generation.eos_token_id = stops if len(stops) > 1 else stops[0]
-    if tokenizer.pad_token_id is not None:
-        generation.pad_token_id = tokenizer.pad_token_id
-    generation.save_pretrained(path)
-
-
 def save_adapter(
     path: Path,
     model: PreTrainedModel,
@@ -72,7 +57,7 @@ def save_adapter(
         save_companions(temporary, model, tokenizer)
         # Not in a config.json: beside an adapter, transformers would take that for a whole model's folder.
         labels = {"labels": _card_of_classes(model)} if models.is_classifier(model) else {}
-        _write_card(temporary, {**card, **labels})
+        _write_card(temporary, {**card, "tokenizer": identity(tokenizer), **labels})
 
 
 def _card_of_classes(model: PreTrainedModel) -> dict[str, Any]:
@@ -100,7 +85,7 @@ def save_model(
     with folder.atomic_folder(path) as temporary:
         model.save_pretrained(temporary)
         save_companions(temporary, model, tokenizer)
-        _write_card(temporary, card)
+        _write_card(temporary, {**card, "tokenizer": identity(tokenizer), "tied": models.is_tied(model)})
         if prove is not None:
             prove(temporary)
 
@@ -210,16 +195,31 @@ def adapter_digest(path: Path) -> str:
     return folder.sha256_file(path / ADAPTER_WEIGHTS)
 
 
-def check_base(card: dict[str, Any], base_fingerprint: dict[str, str], digest: str, base_card: dict[str, Any]) -> None:
-    """The base must be the one trained on, and must not contain this adapter already."""
+def check_base(
+    card: dict[str, Any],
+    base_fingerprint: dict[str, str],
+    digest: str,
+    base_card: dict[str, Any],
+    is_forced: bool = False,
+) -> list[str]:
+    """The base must be the one trained on, unless another is forced, and must not contain this adapter already.
+
+    Returns the files that differ.
+    """
     if digest in base_card.get("contains_adapters", []):
         raise UserError(f"this base already contains adapter {digest[:12]}", "base", "merge into the original base")
+    changed = changed_base(card, base_fingerprint)
+    if changed and not is_forced:
+        hint = "use the very base this adapter was trained on (merge, eval and verify go on with --force)"
+        raise UserError(f"base fingerprint differs: {', '.join(changed)}", "base", hint)
+    return changed
+
+
+def changed_base(card: dict[str, Any], base_fingerprint: dict[str, str]) -> list[str]:
+    """The files of a base (or its commit) that are not those which a card records; none where it records no base."""
     trained_on = card.get("base")
     if trained_on is None:
-        return
+        return []
     names = sorted(trained_on.keys() | base_fingerprint.keys())
     weights = [n for n in names if n.endswith((".safetensors", "config.json")) or n == "commit"]
-    if changed := [name for name in weights if trained_on.get(name) != base_fingerprint.get(name)]:
-        raise UserError(
-            f"base fingerprint differs: {', '.join(changed)}", "base", "use the very base this adapter was trained on"
-        )
+    return [name for name in weights if trained_on.get(name) != base_fingerprint.get(name)]

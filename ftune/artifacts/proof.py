@@ -9,11 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import classifier, comparing, quantized
 from ftune import model as models
-from ftune.artifacts import distance, files
+from ftune.artifacts import checks, companions, distance, files
+from ftune.artifacts.checks import Check, Expected
 from ftune.artifacts.distance import Distances
 from ftune.artifacts.distance import Logits as Logits
 from ftune.artifacts.distance import reference as reference
 from ftune.errors import RunError, UserError
+from ftune.methods import saved
 from ftune.methods.base import check_merging
 from ftune.methods.head import method_of
 from ftune.recipe import ModelSection
@@ -33,6 +35,10 @@ class Proof:
     """Why something was not measured."""
     distances: Distances | None = None
     """Of both possible merges from what was trained, where the base was quantized."""
+    adapter_sha256: str | None = None
+    """Of the adapter that was measured; None of a whole model."""
+    forced_base: tuple[str, ...] = ()
+    """The files in which the base is not the one trained on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -42,6 +48,8 @@ class Proof:
             "merged_max_diff": self.merged_max_diff,
             "tolerance": self.tolerance,
             "reason": self.reason,
+            "adapter_sha256": self.adapter_sha256,
+            **({"forced_base": list(self.forced_base)} if self.forced_base else {}),
             **(self.distances.as_dict() if self.distances else {}),
         }
 
@@ -91,6 +99,10 @@ class Merge:
     trained_over: str = "none"
     """How the base was quantized while the adapter was trained."""
     distances: Distances | None = None
+    checks: tuple[Check, ...] = ()
+    """What held of the folder besides its logits."""
+    forced_base: tuple[str, ...] = ()
+    """The files in which the base is not the one trained on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -100,6 +112,8 @@ class Merge:
             "keys_loaded": self.keys_loaded,
             "merged_into": "full_precision",
             "trained_over": self.trained_over,
+            "checks": [check.as_dict() for check in self.checks],
+            **({"forced_base": list(self.forced_base)} if self.forced_base else {}),
             **(self.distances.as_dict() if self.distances else {}),
         }
 
@@ -134,44 +148,60 @@ def merge(
     strength: float,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
+    is_forced: bool = False,
 ) -> Merge:
     """Fold an adapter into its base, in the base's stored dtype, and write it only after its own files proved equal.
 
     An adapter that was trained over a quantized base goes into that base's full precision; how far that lies from what
     was trained is measured.
 
-    Raises UserError for the wrong base or an adapter that is in it already, RunError when merged and adapter differ.
+    Raises UserError for the wrong base (unless it is forced) or an adapter that is in it already, RunError when merged
+    and adapter differ, or something else that was trained with got lost.
     """
     check_merging(files.read_settings(adapter).name)
     card, digest = files.read_card(adapter), files.adapter_digest(adapter)
     base_card = files.read_card(settings.base) if isinstance(settings.base, Path) else {}
     fingerprint = models.fingerprint(settings)
-    files.check_base(card, fingerprint, digest, base_card)
+    forced = files.check_base(card, fingerprint, digest, base_card, is_forced)
     check_mergeable(settings)
     over, classes = settings.quantization, files.read_classes(adapter)
     trained, dequantized = trained_over(settings, adapter, strength, device) if over != "none" else (None, None)
     settings = distance.full_precision(settings)
     dtype = models.stored_dtype(models.load_config(settings))
     model = classifier.load(settings, dtype, device, classes)
-    base = reference(model)
+    base, was_tied = reference(model), models.is_tied(model)
     loaded = files.load_adapter(model, adapter)
     method = method_of(loaded.method, model)
     method.set_strength(model, strength)
-    wanted = reference(model)
+    wanted, is_tied = reference(model), was_tied and not saved.unties(model)
     if not is_live(wanted, base):
         raise RunError("the adapter has no effect, so there is nothing to merge", str(adapter), "was it trained?")
     method.merge(model)
     contains = [*base_card.get("contains_adapters", []), digest]
-    merged_card = {"base": fingerprint, "contains_adapters": contains, "strength": strength, "trained_over": over}
+    merged_card = {
+        "base": fingerprint,
+        "contains_adapters": contains,
+        "strength": strength,
+        "trained_over": over,
+        "dtype": str(dtype).removeprefix("torch."),
+        **({"forced_base": forced} if forced else {}),
+    }
     distances = None
     if trained is not None and dequantized is not None:
         distances = Distances(distance.between(reference(model), trained), dequantized)
+    expected = expected_of(settings, card, tokenizer, dtype)
     difference = limit = 0.0
+    held: list[Check] = []
 
     def prove(folder_: Path) -> None:
         nonlocal difference, limit
+        companions.copy_processors(settings.base, folder_)
+        held.extend(checks.of_files(folder_, expected))
+        checks.require(held, output)
         written = models.load_base(ModelSection(base=folder_, attention=settings.attention), torch.float32, device)
-        written = written.to(next(model.parameters()).dtype)
+        held.extend(checks.of_ties(folder_, written, is_tied))
+        checks.require(held, output)
+        written = written.to(dtype)
         found = reference(written)
         difference, limit = comparing.max_difference(found, wanted), comparing.tolerance(written, found)
         if not difference <= limit or difference >= comparing.max_difference(wanted, base):
@@ -182,7 +212,21 @@ def merge(
             )
 
     files.save_model(output, model, tokenizer, merged_card, prove)
-    return Merge(output, difference, limit, loaded.keys_loaded, over, distances)
+    return Merge(output, difference, limit, loaded.keys_loaded, over, distances, tuple(held), tuple(forced))
+
+
+def expected_of(
+    settings: ModelSection,
+    card: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype | None,
+) -> Expected:
+    """What a merged folder must agree with: the tokenizer on the adapter's card, or else the one that is there."""
+    return Expected(
+        tokenizer=card.get("tokenizer") or companions.identity(tokenizer),
+        base=settings.base if isinstance(settings.base, Path) else None,
+        dtype=dtype,
+    )
 
 
 def check_not_there(output: Path) -> None:

@@ -19,8 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ftune import classifier, comparing, quantized
 from ftune import model as models
-from ftune.artifacts import distance, files
+from ftune.artifacts import checks, companions, distance, files, proof
+from ftune.artifacts.checks import Check
 from ftune.errors import RunError, UserError
+from ftune.methods import saved
 from ftune.methods.adapted import AdaptedLinear
 from ftune.methods.base import check_merging, modules_of
 from ftune.methods.head import method_of
@@ -40,6 +42,10 @@ class QuantizedMerge:
     """Mean |rounding error| over mean |change|, of all weights that were adapted."""
     distance: distance.Distance
     """From the adapter over the quantized base."""
+    checks: tuple[Check, ...] = ()
+    """What held of the folder besides its logits."""
+    forced_base: tuple[str, ...] = ()
+    """The files in which the base is not the one trained on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -48,6 +54,8 @@ class QuantizedMerge:
             "trained_over": self.form,
             "keys_loaded": self.keys_loaded,
             "reload_max_diff": self.reload_max_diff,
+            "checks": [check.as_dict() for check in self.checks],
+            **({"forced_base": list(self.forced_base)} if self.forced_base else {}),
             "error_over_change": self.error_over_change,
             "distance_to_trained": {"quantized": self.distance.max_difference},
             "kl_to_trained": {"quantized": self.distance.kl},
@@ -55,7 +63,13 @@ class QuantizedMerge:
 
 
 def merge(
-    settings: ModelSection, adapter: Path, output: Path, strength: float, tokenizer: Tokenizer, device: torch.device
+    settings: ModelSection,
+    adapter: Path,
+    output: Path,
+    strength: float,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    is_forced: bool = False,
 ) -> QuantizedMerge:
     """Write the merge quantized as the base was; raises UserError where the adapter was not trained over such a one."""
     check_merging(files.read_settings(adapter).name)
@@ -64,9 +78,10 @@ def merge(
         raise UserError(what, "--quantized", "merge without it")
     base_card = files.read_card(settings.base) if isinstance(settings.base, Path) else {}
     fingerprint, digest = models.fingerprint(settings), files.adapter_digest(adapter)
-    files.check_base(files.read_card(adapter), fingerprint, digest, base_card)
+    adapter_card = files.read_card(adapter)
+    forced = files.check_base(adapter_card, fingerprint, digest, base_card, is_forced)
     model = classifier.load(settings, torch.float32, device, files.read_classes(adapter))
-    base = distance.reference(model)
+    base, was_tied = distance.reference(model), models.is_tied(model)
     loaded = files.load_adapter(model, adapter)
     method = method_of(loaded.method, model)
     method.set_strength(model, strength)
@@ -74,6 +89,8 @@ def merge(
     if comparing.max_difference(trained, base) == 0:
         raise RunError("the adapter has no effect, so there is nothing to merge", str(adapter), "was it trained?")
     before = {path: layer.matrix() for path, layer in modules_of(model, AdaptedLinear)}
+    expected = proof.expected_of(settings, adapter_card, tokenizer, None)
+    is_tied = was_tied and not saved.unties(model)
     method.merge(model)
     wanted = {path: matrix_of(model.get_submodule(path)) for path in before}
     again = requantize(model, settings, output)
@@ -82,16 +99,23 @@ def merge(
         "contains_adapters": [*base_card.get("contains_adapters", []), digest],
         "strength": strength,
         "trained_over": settings.quantization,
+        **({"forced_base": forced} if forced else {}),
     }
     difference = 0.0
+    held: list[Check] = []
     found = trained
 
     def prove(folder_: Path) -> None:
         nonlocal difference, found
+        companions.copy_processors(settings.base, folder_)
+        held.extend(checks.of_files(folder_, expected))
+        checks.require(held, output)
         quantized.settle(again, settings, torch.float32)
         written = models.load_base(
             settings.model_copy(update={"base": folder_, "revision": None}), torch.float32, device
         )
+        held.extend(checks.of_ties(folder_, written, is_tied))
+        checks.require(held, output)
         found = distance.reference(written)
         difference = comparing.max_difference(found, distance.reference(again))
         if not difference <= comparing.tolerance(written, found):
@@ -100,7 +124,9 @@ def merge(
     files.save_model(output, again, tokenizer, card, prove)
     ratio = error_over_change(before, wanted, {path: quantized.matrix(again.get_submodule(path)) for path in before})
     lost = distance.between(found, trained)
-    return QuantizedMerge(output, settings.quantization, loaded.keys_loaded, difference, ratio, lost)
+    return QuantizedMerge(
+        output, settings.quantization, loaded.keys_loaded, difference, ratio, lost, tuple(held), tuple(forced)
+    )
 
 
 def matrix_of(layer: Any) -> torch.Tensor:

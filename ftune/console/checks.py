@@ -1,4 +1,4 @@
-"""What the dry run and the proofs found: problems, a merge, a verification."""
+"""What the dry run and the proofs found: problems, a verification."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,8 @@ from rich.text import Text
 
 from ftune.console.audit import print_audit
 from ftune.console.streams import format_problem, results
-from ftune.console.tables import Fact, distances, mark, print_facts, print_plan, print_titled
+from ftune.console.tables import mark, print_facts, print_plan, print_titled
 from ftune.errors import Problem
-from ftune.quantities import format_difference
 
 
 def print_check(found: Mapping[str, Any]) -> None:
@@ -29,36 +28,6 @@ def print_check(found: Mapping[str, Any]) -> None:
         print_plan(found["plan"])
     if not problems:
         results().print(mark(True) + Text(" no problems found"))
-
-
-def print_merge(merged: Mapping[str, Any]) -> None:
-    """`ftune merge`: where the model lies, and the proof; of a quantized merge, what rounding did to it."""
-    if "error_over_change" in merged:
-        _print_quantized_merge(merged)
-        return
-    difference, limit = (format_difference(merged[key]) for key in ("merged_max_diff", "tolerance"))
-    rows: list[Fact] = [
-        ("folder", Text(str(merged["output"]), style="cyan")),
-        ("keys loaded", str(merged["keys_loaded"])),
-        ("same as adapter", mark(True) + Text(f" logits differ by at most {difference} (limit {limit})")),
-    ]
-    if over := merged.get("distance_to_trained"):
-        rows.insert(1, ("merged into", f"the base in full precision; trained over {merged['trained_over']}"))
-        rows += distances(over, merged["kl_to_trained"])
-    print_facts("Merged", rows)
-
-
-def _print_quantized_merge(merged: Mapping[str, Any]) -> None:
-    ratio, kl = merged["error_over_change"], merged["kl_to_trained"]["quantized"]
-    difference = format_difference(merged["distance_to_trained"]["quantized"])
-    rows: list[Fact] = [
-        ("folder", Text(str(merged["output"]), style="cyan")),
-        ("keys loaded", str(merged["keys_loaded"])),
-        ("merged into", f"{merged['merged_into']}, the weights it was trained over, rounded again"),
-        ("rounding", mark(ratio < 1) + Text(f" its error is {ratio:.0%} of what the adapter changes")),
-        ("from trained", f"logits differ by at most {difference}, KL {kl:.2g} nats a token"),
-    ]
-    print_facts("Merged", rows)
 
 
 def print_checks(found: Mapping[str, Any]) -> None:

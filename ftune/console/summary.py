@@ -128,6 +128,8 @@ def _artefact(artefact: Mapping[str, Any]) -> list[Fact]:
         rows.append((name, mark(None if limit is None else value <= limit) + Text(told + bound)))
     if over := artefact.get("distance_to_trained"):
         rows += distances(over, artefact["kl_to_trained"])
+    if changed := artefact.get("forced_base"):
+        rows.append(("base", mark(False) + Text(f" not the one trained on: {', '.join(changed)}; forced")))
     if artefact.get("reason"):
         rows.append(("", Text(str(artefact["reason"]), style="dim")))
     return rows

@@ -105,6 +105,9 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         ("trainable", f"{format_count(parameters['trainable'])} ({parameters['percent']:.3g} %)"),
         ("steps", _steps(plan.get("steps"))),
     ]
+    if targets := plan.get("targets"):
+        named = ", ".join(f"{name} {count}" for name, count in targets.items())
+        rows.insert(1, ("on", f"{sum(targets.values())} modules in {len(plan['layers'])} layers: {named}"))
     print_facts("Plan", rows)
     measured = (plan.get("measured") or {}).get("memory_bytes")
     print_titled("Memory", _memory_table(plan["memory_bytes"], measured))

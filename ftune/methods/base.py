@@ -159,6 +159,15 @@ def modules_of(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, A
     return iter([(path, module) for path, module in model.named_modules() if isinstance(module, kind)])
 
 
+def attached(model: nn.Module) -> list[str]:
+    """The paths of all modules of the base that a method goes on: adapted, or trained in full beside an adapter."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, Adapted) or getattr(module, "is_saved_whole", False)
+    ]
+
+
 def like(weight: torch.Tensor) -> dict[str, Any]:
     """Where new trainable weights go: the base weight's device, float32 whatever its dtype."""
     return {"device": weight.device, "dtype": torch.float32}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftune import model as models
 from ftune import quantized
 from ftune.errors import Problem, UserError
 from ftune.methods import base
@@ -40,8 +41,8 @@ def _train_copy(model: PreTrainedModel, path: str) -> None:
     dtypes = {parameter.dtype for parameter in original.parameters()}
     if not dtypes:
         raise UserError(f"{path} has no weights to train", "method.modules_to_save")
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    is_tied = head is not None and original in (head, embeddings) and head.weight is embeddings.weight
+    ends = (model.get_output_embeddings(), model.get_input_embeddings())
+    is_tied = models.is_tied(model) and original in ends
     # Its parameters are copied here, into float32; what copies them in deepcopy cannot do so for the plan's fake ones.
     own = {id(p): nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in original.parameters()}
     copied = copy.deepcopy(original, own)
@@ -68,6 +69,12 @@ def merge(model: PreTrainedModel) -> None:
             module._forward_hooks.clear()
             module.is_saved_whole = False
             model.set_submodule(path, module.to(module.base_dtype).requires_grad_(False))
+
+
+def unties(model: PreTrainedModel) -> bool:
+    """Whether the head or the embeddings are trained in full: in a tied base these are two tensors from then on."""
+    ends = (model.get_output_embeddings(), model.get_input_embeddings())
+    return any(getattr(module, "is_saved_whole", False) for module in ends)
 
 
 def set_strength(model: PreTrainedModel, strength: float) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ftune.errors import Problem, UserError
 from ftune.methods.base import decoder_layers, layer_indices, layer_of
-from ftune.model import is_linear
+from ftune.model import is_linear, is_tied
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
@@ -114,9 +114,9 @@ def _refuse_fused_experts(model: PreTrainedModel) -> None:
 
 def _refuse_tied(model: PreTrainedModel, found: dict[str, nn.Module]) -> None:
     """One weight that is both embeddings and head cannot be changed in one of the two places."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is not embeddings.weight:
+    if not is_tied(model):
         return
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if path := next((path for path, module in found.items() if module in (head, embeddings)), None):
         other = "embeddings" if found[path] is head else "output head"
         raise UserError(f"{path} shares its weight with the {other}", "method.target_modules", "leave it out")

@@ -1,4 +1,4 @@
-"""`ftune eval`, `merge`, `verify` and `generate`: what is done with something that was trained."""
+"""`ftune eval`, `merge` and `generate`: what is done with something that was trained."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, comparing, evaluate, folder, predict, quantized, report
+from ftune import chat, classifier, evaluate, folder, predict, quantized, report
 from ftune import model as models
-from ftune.artifacts import distance, files, proof, requantized
+from ftune.artifacts import files, proof, requantized
+from ftune.console.streams import warn
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
-from ftune.errors import FtuneError, UserError
+from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods.head import method_of
 from ftune.recipe import ModelSection, TrainingSection
@@ -47,13 +48,25 @@ def whole_model(target: Target, path: Path | None) -> ModelSection:
     return plain.model_copy(update=quantized.stored_form(models.load_config(plain)))
 
 
-def check_base(target: Target) -> None:
-    """The adapter must be on the base it was trained on, and not on one that contains it."""
+def check_base(target: Target) -> list[str]:
+    """The adapter must be on the base it was trained on (or on a forced one), and not on one that contains it.
+
+    Returns the files in which a forced base differs.
+    """
     assert target.adapter is not None
     base = target.model.base
     base_card = files.read_card(base) if isinstance(base, Path) else {}
     digest = files.adapter_digest(target.adapter)
-    files.check_base(files.read_card(target.adapter), models.fingerprint(target.model), digest, base_card)
+    fingerprint = models.fingerprint(target.model)
+    return files.check_base(files.read_card(target.adapter), fingerprint, digest, base_card, target.is_forced)
+
+
+def forced_base(target: Target) -> list[str]:
+    """The files in which a forced base differs from the one trained on, with a warning; none if nothing is forced."""
+    changed = check_base(target) if target.is_forced and target.adapter is not None else []
+    if changed:
+        warn(f"going on with another base than was trained on ({', '.join(changed)} differs), as --force asks")
+    return changed
 
 
 def load_base(target: Target, device: torch.device) -> PreTrainedModel:
@@ -95,6 +108,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     settings = target.recipe.model_copy(update={"model": target.model})
     inputs = replace(require(settings), tokenizer=tokenizer_of(target))
     device = Accelerator().device
+    forced = forced_base(target)
     tuned, keys_loaded, method = load_tuned(target, device)
     base = load_base(target, device)
     base_logits = proof.reference(base)
@@ -107,7 +121,8 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
 
     more = {"strengths": strengths.measure(settings, inputs, base, load, at)} if at else {}
     reasons = [proved.reason, "reload_max_diff is measured while training only"]
-    proved = replace(proved, reason="; ".join(filter(None, reasons)))
+    adapter = files.adapter_digest(target.adapter) if target.adapter is not None else None
+    proved = replace(proved, reason="; ".join(filter(None, reasons)), adapter_sha256=adapter, forced_base=tuple(forced))
     if target.run is None or not target.run.is_complete:
         return training.report_of(settings, inputs, measured, proved, {}) | more
     old = folder.read_json(target.run.report)
@@ -135,12 +150,12 @@ def merge_target(
     ending = f"merged-{target.model.quantization}" if is_quantized else "merged"
     beside = target.run.path / ending if target.run else target.adapter.with_name(f"{target.adapter.name}-{ending}")
     chosen = output or beside
-    if overwrite and chosen.is_dir() and (chosen / files.CARD).is_file():
-        shutil.rmtree(chosen)
-    proof.check_not_there(chosen)
+    make_room(chosen, overwrite)
     device = Accelerator().device
     merge = requantized.merge if is_quantized else proof.merge
-    merged = merge(target.model, target.adapter, chosen, strength, tokenizer_of(target), device)
+    forced_base(target)
+    tokenizer = tokenizer_of(target)
+    merged = merge(target.model, target.adapter, chosen, strength, tokenizer, device, target.is_forced)
     if target.run is not None and target.run.is_complete and chosen == beside:
         manifest = folder.read_json(target.run.manifest)
         added = {f"{ending}/{name}": digest for name, digest in folder.checksums(chosen).items()}
@@ -148,66 +163,11 @@ def merge_target(
     return merged.as_dict()
 
 
-def verify_target(target: Target) -> dict[str, Any]:
-    """Prove a target again from its files. Every check is told, whether it held or not."""
-    checks: list[dict[str, Any]] = []
-
-    def add(name: str, passed: bool, told: str) -> None:
-        checks.append({"name": name, "passed": passed, "told": told})
-
-    if target.run is not None:
-        changed = _changed_files(target.run)
-        add(
-            "checksums",
-            not changed,
-            "checksum mismatch: " + ", ".join(changed) if changed else "every file as it was written",
-        )
-    try:
-        device = Accelerator().device
-        tuned, keys_loaded, method = load_tuned(target, device)
-        add("base", True, "the base is the one trained on")
-        add("keys_loaded", True, f"loaded {keys_loaded} tensors")
-        _prove_logits(target, tuned, keys_loaded, method, device, add)
-    except FtuneError as error:
-        add("load", False, str(error))
-    return {"target": str(target.path), "passed": all(check["passed"] for check in checks), "checks": checks}
-
-
-def _changed_files(run: RunFolder) -> list[str]:
-    if not run.is_complete:
-        return [f"{run.manifest.name} (the run is not finished)"]
-    return folder.changed_files(run.path, folder.read_json(run.manifest)["files"])
-
-
-def _prove_logits(
-    target: Target, tuned: PreTrainedModel, keys_loaded: str, method: str, device: torch.device, add: Any
-) -> None:
-    ours = proof.reference(tuned)
-    if target.run is None and target.adapter is None and target.model.base == target.path:
-        add("finite", all(bool(logits.isfinite().all()) for logits in ours), "all logits are numbers")
-        return
-    base = load_base(target, device)
-    proved = proof.prove_tuned(tuned, proof.reference(base), None, keys_loaded, method)
-    add(
-        "adapter_live", proved.adapter_live, "differs from the base" if proved.adapter_live else "adapter has no effect"
-    )
-    if proved.merged_max_diff is None:
-        return
-    told = f"merged and adapter logits differ by {proved.merged_max_diff:.2g} (limit {proved.tolerance:.2g})"
-    add("merge", proved.merged_max_diff <= proved.tolerance, told)
-    if target.run is not None and target.adapter is not None and target.run.merged.is_dir():
-        merged = models.load_base(whole_model(target, target.run.merged), torch.float32, device)
-        merged = merged.to(models.stored_dtype(merged.config))
-        found = proof.reference(merged)
-        if target.model.quantization != "none":
-            full, _, _ = load_tuned(replace(target, model=distance.full_precision(target.model)), device)
-            ours = proof.reference(full)
-        difference, limit = comparing.max_difference(found, ours), comparing.tolerance(merged, found)
-        add(
-            "merged_folder",
-            difference <= limit,
-            f"merged/ and adapter logits differ by {difference:.2g} (limit {limit:.2g})",
-        )
+def make_room(output: Path, overwrite: bool) -> None:
+    """Remove what an earlier merge left there, if that is wanted; raises UserError where something lies otherwise."""
+    if overwrite and output.is_dir() and (output / files.CARD).is_file():
+        shutil.rmtree(output)
+    proof.check_not_there(output)
 
 
 def generate_from(target: Target, prompt: str, max_new_tokens: int) -> str:

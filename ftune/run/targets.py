@@ -1,6 +1,6 @@
 """What a command's TARGET is: a run, an adapter folder or a model folder; and the base and recipe that belong to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftune import model as models
@@ -21,10 +21,16 @@ class Target:
     tuned: Path | None
     recipe: Recipe | None
     run: RunFolder | None
+    is_forced: bool = False
+    """Whether to go on with a base that is not the one trained on."""
 
 
-def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None) -> Target:
+def resolve(path: Path, base: str | None = None, recipe_path: Path | None = None, is_forced: bool = False) -> Target:
     """Find out what a path is; raises UserError when it is none of the three, or its base is not known."""
+    return replace(_resolve(path, base, recipe_path), is_forced=is_forced)
+
+
+def _resolve(path: Path, base: str | None, recipe_path: Path | None) -> Target:
     given = recipe.load(recipe_path) if recipe_path else None
     run = RunFolder(path)
     if run.is_run:

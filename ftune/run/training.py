@@ -39,6 +39,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
     print_audit(inputs.account(), messages())
+    if told := inputs.prediction.told_targets():
+        note(told)
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise UserError("several processes are not available in this version", "training.parallel", "start one process")
@@ -145,6 +147,8 @@ def measure(
     del base
     trained = proof.reference(tuned) if distance.is_measurable(settings.model) else None
     proved = proof.prove_tuned(tuned, base_logits, live, keys_loaded, settings.method.name)
+    if not METHODS[settings.method.name].trains_base:
+        proved = replace(proved, adapter_sha256=files.adapter_digest(run.adapter))
     if trained is None:
         return measured, proved
     dequantized = distance.dequantized_merge(settings.model, tuned, trained)
