@@ -1,20 +1,14 @@
 """The command line: each verb parses, calls one story and prints."""
 
-import atexit
-import gc
 import math
-import os
-import signal
-import sys
-import traceback
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from ftune import process
 from ftune.console.documents import print_json
-from ftune.errors import ExitCode, FtuneError, Interrupted, RunError, UserError
+from ftune.errors import ExitCode, UserError
 
 app = typer.Typer(
     help="Fine-tune language models from a recipe, and get the evidence that it worked.",
@@ -304,35 +298,6 @@ def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:
         raise typer.Exit(ExitCode.GATE_FAILED)
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
-    raise Interrupted(f"stopped by {signal.Signals(number).name}", hint="run the command again", exit_code=code)
-
-
-def unexpected(error: Exception) -> RunError:
-    """A fault of ours, told as text: what it is and which line raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    what = f"unexpected {type(error).__name__}: {error}"
-    return RunError(what, f"{place.filename}:{place.lineno}", "set FTUNE_TRACEBACK=1 to see more, and report it")
-
-
-def fail(error: FtuneError) -> NoReturn:
-    from ftune.console.streams import print_error
-
-    print_error(error)
-    sys.exit(error.exit_code)
-
-
 def main() -> None:
-    """The console script: errors become text and exit codes."""
-    atexit.register(gc.freeze)  # a process that ends need not be searched for garbage: 6 % of a short answer
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    try:
-        app()
-    except FtuneError as error:
-        fail(error)
-    except Exception as error:
-        if "FTUNE_TRACEBACK" in os.environ:
-            raise
-        fail(unexpected(error))
+    """The console script."""
+    process.run(app)

@@ -42,6 +42,7 @@ LAYERS = [
     "probe",
     "report",
     "run",
+    "process",
     "cli",
     "__main__",
 ]
