@@ -211,11 +211,16 @@ def generate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
-    """Build report.md and report.html again from the run folder alone."""
-    from ftune.run import afterwards
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    review: Annotated[
+        Path | None, typer.Option("--review", help="Take the verdicts.json of its review sheet into the report.")
+    ] = None,
+) -> None:
+    """Build report.md, report.html and review.html again from the run folder alone."""
+    from ftune.run import reporting
 
-    typer.echo(str(afterwards.rebuild_report(run)))
+    typer.echo(str(reporting.rebuild_report(run, review)))
 
 
 def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:

@@ -172,7 +172,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 NOT_YET = """
 model.attention=flash_attention_2
 training.parallel=ddp | training.select=best
-evaluation.metric=rouge_l | evaluation.metric=score.py:f1 | evaluation.review=50
+evaluation.metric=rouge_l | evaluation.metric=score.py:f1
 evaluation.probe=general | evaluation.probe={harness: [arc_easy]} | output.trackers=[wandb]
 """
 

@@ -38,7 +38,6 @@ AVAILABLE: Mapping[str, Only | No] = {
     "training.parallel": Only("auto"),
     "training.select": Only("last"),
     "evaluation.metric": Only("exact_match", "contains", "json_match", "accuracy", "f1", "loss"),
-    "evaluation.review": Only(0),
     "evaluation.probe": No("general, {harness: [tasks]}", lambda v: v == "general" or is_mapping(v)),
     "output.trackers": Only([]),
 }

@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, comparing, evaluate, folder, predict, quantized, report
+from ftune import chat, classifier, comparing, evaluate, folder, predict, quantized
 from ftune import model as models
 from ftune.artifacts import distance, files, proof, requantized
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import FtuneError, UserError
 from ftune.folder import RunFolder
 from ftune.recipe import ModelSection, TrainingSection
-from ftune.run import evidence, training
+from ftune.run import evidence, reporting, training
 from ftune.run.inputs import require
 from ftune.run.targets import Target
 from ftune.train import TrainingPlan
@@ -94,6 +94,7 @@ def evaluate_target(target: Target) -> dict[str, Any]:
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
     with folder.lock(target.run.path):
         folder.write_json_lines(target.run.samples, measured.samples)
+        document |= reporting.kept_verdicts(target.run)
         folder.write_json(target.run.report, document)
         manifest = folder.read_json(target.run.manifest)
         manifest.pop("files")
@@ -207,12 +208,3 @@ def _label_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     plan = TrainingPlan(TrainingSection(learning_rate=1.0), 1, False, "auto", 0)
     (class_id,), (probability,) = predict.predict(model, [example], plan)
     return f"{classifier.classes_of(model.config).labels[class_id]}  {probability:.3f}"
-
-
-def rebuild_report(path: Path) -> Path:
-    """Render a run's report again from its folder alone."""
-    run = RunFolder(path)
-    if not run.report.is_file():
-        raise UserError("no report.json in this folder", str(path), "name the folder of a finished run")
-    report.render(path)
-    return path / "report.html"
