@@ -8,7 +8,7 @@ from itertools import accumulate
 SIZE = 1000
 MOST_POINTS = 400  # of a path; longer series are thinned to the lowest and highest of each stretch
 LOG_RATIO = 30  # values that spread further than this are drawn on a logarithmic axis
-NEAR_X, NEAR_Y = 30, 9  # percent: labels closer than this in both would cover each other
+NEAR_X, NEAR_Y = 45, 9  # percent: labels closer than this in both would cover each other
 STRETCH = 40  # smoothing is the mean over the 1/40 of all points that surrounds one
 
 Points = Sequence[tuple[float, float]]
@@ -31,13 +31,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """Text right of a point, or below it where `is_end`; `shift` lines lower."""
+    """Text below a point, or beside one that `is_low`: its start, middle or end is there, `shift` lines lower."""
 
     x: float  # percent
     y: float  # percent, from the top
     text: str
-    is_end: bool
-    shift: float = 0.0
+    align: str
+    is_low: bool
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _labels(named: Sequence[tuple[str, float, float]]) -> list[Label]:
     labels: list[Label] = []
     for text, x, y in named:
         near = sum(abs(x - other.x) < NEAR_X and abs(y - other.y) < NEAR_Y for other in labels)
-        labels.append(Label(x, y, text, is_end=x > 60, shift=near * (1.3 if y < 80 else -1.3)))
+        align = "start" if x < 35 else "middle" if x < 75 else "end"
+        labels.append(Label(x, y, text, align, is_low=y > 80, shift=near * (2.0 if y <= 80 else -2.0)))
     return labels
 
 

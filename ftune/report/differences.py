@@ -7,12 +7,16 @@ from typing import Literal
 
 from ftune.console.visible import signs, visible_lines
 
-WORDS = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]|\w+|\s+|[^\w\s]")
+UNSPACED = r"\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
+WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|\s+|[^\w\s]")
 """A word, a run of spaces, a sign; of scripts without spaces one character."""
+UNUSUAL = re.compile(r"[^\n\t -~]")
 MOST_WORDS = 600
 """Longer texts are compared from both ends only, because the comparison takes quadratic time."""
 LEAST_ALIKE = 0.3
-"""Below this share of common words marks would hide the answer instead of explaining it."""
+"""Below this share of common text marks would hide the answer instead of explaining it,"""
+MOSTLY_THERE = 0.8
+"""unless so much of the expected text is there, as in an answer that goes on and on."""
 LONGEST_MISSING = 60
 
 
@@ -41,15 +45,15 @@ def mark(expected: str, answer: str) -> Marked:
         return Marked([], "empty")
     ours, theirs = WORDS.findall(wanted), WORDS.findall(given)
     pieces = _from_ends(ours, theirs) if max(len(ours), len(theirs)) > MOST_WORDS else _all(ours, theirs)
-    common = 2 * sum(len(p.text) for p in pieces if p.kind == "same" and p.text.strip())
-    if common < LEAST_ALIKE * (len(wanted) + len(given)):
+    common = sum(len(piece.text) for piece in pieces if piece.kind == "same" and piece.text.strip())
+    if 2 * common < LEAST_ALIKE * (len(wanted) + len(given)) and common < MOSTLY_THERE * len(wanted):
         return Marked([Piece("same", readable(given))], "another text")
     return Marked([_shown(piece) for piece in pieces], "")
 
 
 def readable(text: str) -> str:
     """Text as it is, but for control and format characters, of which there is a sign or a number."""
-    return "".join(character if character in "\n\t" else signs(character) for character in text)
+    return UNUSUAL.sub(lambda found: signs(found.group()), text)
 
 
 def _all(wanted: list[str], given: list[str]) -> list[Piece]:

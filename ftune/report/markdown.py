@@ -100,7 +100,7 @@ def _forgetting(forgetting: Mapping[str, Any]) -> str:
             format_score(suite["drop"]),
             format_interval(suite.get("ci95")),
             format_score(suite.get("minimum_detectable")),
-            _strong(str(suite["verdict"])),
+            _strong(str(suite["verdict"] or NOT_MEASURED)),
         ]
         for suite in [*suites, *([{**overall, "name": "all items"}] if overall else [])]
     ]

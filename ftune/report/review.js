@@ -196,8 +196,10 @@
     keep();
   }
 
+  // Blind judging begins at the first open item of its own order, so that nothing tells which kind comes next.
   function setBlind(value) {
     isBlind = value;
+    if (isBlind) current = sequence().find((index) => !verdicts.has(rowOf(index))) ?? current;
     refresh();
     say(isBlind ? "Blind: another order of items and answers, without names." : "");
     keep();

@@ -15,6 +15,8 @@ from ftune.report.recorded import is_classifier, review_count
 from ftune.report.strata import BADGES, Chosen, choose
 
 MOST_BYTES = 1_900_000
+ITEM_BYTES = 2500
+"""Of an item without its texts."""
 LONGEST = (8000, 4000, 2000, 1000, 500)
 """Characters of one text: the first of these with which the page is small enough."""
 VERDICTS_FORMAT = "ftune-review-1"
@@ -75,14 +77,22 @@ def obstacle(recipe: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
 def review_sheet(name: str, recipe: str | None, rows: Sequence[Mapping[str, Any]]) -> Sheet:
     if reason := obstacle(recipe, rows):
         return Sheet(None, reason=reason)
-    run, count = identity(recipe, rows), min(review_count(recipe), len(rows))
+    run, count = identity(recipe, rows), min(review_count(recipe), len(rows), MOST_BYTES // ITEM_BYTES)
     while True:
         chosen, strata = choose(rows, count)
         for longest in LONGEST:
+            if _least_size(chosen, longest) > MOST_BYTES:
+                continue
             page = _page(name, run, chosen, longest, {"strata": strata, "num_rows": len(rows)})
             if len(page.encode()) <= MOST_BYTES:
                 return Sheet(page, len(chosen))
         count //= 2
+
+
+def _least_size(chosen: Sequence[Chosen], longest: int) -> int:
+    """Bytes that a page needs at least, told without making it."""
+    names = ("prompt", "expected", *(text for _, text, _ in ANSWERS))
+    return sum(ITEM_BYTES + sum(min(len(str(one.row.get(name))), longest) for name in names) for one in chosen)
 
 
 def _page(name: str, run: str, chosen: Sequence[Chosen], longest: int, counts: Mapping[str, Any]) -> str:

@@ -86,8 +86,8 @@ def _reasons(row: Mapping[str, Any]) -> dict[str, Reason]:
     told = {
         "regression": f"{best} scored {format_score(highest, 2)}, tuned {format_score(tuned, 2)}",
         "win": f"tuned scored {format_score(tuned, 2)}, the best baseline {format_score(highest, 2)}",
-        "miss": "still wrong: none scored above 0",
-        "tie": f"as good before: the best baseline and tuned scored {format_score(tuned, 2)}",
+        "miss": "none scored above 0",
+        "tie": f"the best baseline and tuned scored {format_score(tuned, 2)}",
     }
     reasons = {kind: Reason(told[kind], abs(tuned - highest))}
     expected, answer = str(row["expected"]), str(row["tuned"])
