@@ -191,8 +191,9 @@ def test_two_runs_do_not_mix(browser: Any, run: Path, tmp_path: Path) -> None:
     sheet.press("3")
     sheet.page.goto((second / "review.html").as_uri())
     assert sheet.text("#count") == "0 of 50 judged"
+    sheet.press("1")
     sheet.page.goto((run / "review.html").as_uri())
-    assert sheet.text("#count") == "1 of 50 judged"
+    assert sheet.text(".item.current .given") == "tuned best"
     sheet.assert_nothing_left()
 
 
