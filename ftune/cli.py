@@ -259,6 +259,9 @@ def generate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")],
     output: Annotated[Path | None, typer.Option("--output", help="A page of the comparison, .html or .md.")] = None,
+    review: Annotated[
+        Path | None, typer.Option("--review", help="Take the verdicts.json of a run's review sheet into its report.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build a run's report again from its folder alone, or compare several runs."""
@@ -266,15 +269,17 @@ def report(
         from ftune.console.comparison import print_comparison
         from ftune.report import comparison
 
+        if review is not None:
+            raise UserError("verdicts are about one run", "--review", "name that run alone")
         document, told = comparison.compare_runs(runs, output)
         print_json(document) if json else print_comparison(document, told, output)
         return
     if output is not None:
         raise UserError("a single run's pages lie in its folder", "--output", "name the runs to compare it with")
     from ftune import folder
-    from ftune.run import afterwards
+    from ftune.run import reporting
 
-    page = afterwards.rebuild_report(runs[0])
+    page = reporting.rebuild_report(runs[0], review)
     print_json(folder.read_json(page.with_name("report.json"))) if json else typer.echo(str(page))
 
 

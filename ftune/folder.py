@@ -33,7 +33,10 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.probe = path / "probe.jsonl"
         self.twins = path / "twins.jsonl"
+        self.probe = path / "probe.jsonl"
         self.report = path / "report.json"
+        self.review = path / "review.html"
+        self.verdicts = path / "review.json"
 
     @property
     def is_run(self) -> bool:

@@ -51,10 +51,41 @@ def sample_report() -> dict[str, Any]:
         "task": task(0, 37, 291),
         "forgetting": {
             "suites": suites,
+            "overall": suite("", 696, 42, 12, n=730),
             "worst_drop": max(one["drop"] for one in suites),
             "general_loss": {"before": 2.412, "after": 2.633},
             "kl_to_base": 0.0831,
+            "kl_to_base_on_task": 1.94,
         },
+        "path": [
+            {"step": step, "validation_loss": loss, "score": score, "worst_drop": drop, "general_loss": general}
+            for step, loss, score, drop, general in [
+                (0, 3.11, 0.0, 0.0, 2.412),
+                (75, 0.61, 0.42, 0.02, 2.47),
+                (150, 0.33, 0.81, 0.05, 2.52),
+                (225, 0.21, 0.93, 0.09, 2.57),
+                (300, 0.17, 0.96, 0.12, 2.61),
+                (375, 0.18, 0.97, 0.13, 2.633),
+            ]
+        ],
+        "selection": {"select": "best", "step": 225, "reason": "the best score with a worst drop of at most 0.1"},
+        "strengths": [
+            {
+                "strength": strength,
+                "score": score,
+                "ci95": [max(0.0, score - 0.05), min(1.0, score + 0.04)],
+                "worst_drop": drop,
+                "general_loss": 2.412 + 0.22 * strength,
+                "kl_to_base": 0.083 * strength**2,
+            }
+            for strength, score, drop in [
+                (0, 0.0, 0.0),
+                (0.25, 0.11, 0.0),
+                (0.5, 0.58, 0.03),
+                (0.75, 0.91, 0.07),
+                (1, 0.97, 0.12),
+            ]
+        ],
         "artefact": {
             "adapter_live": True,
             "keys_loaded": "84/84",
@@ -100,6 +131,34 @@ def sample_metrics(steps: int = 375) -> list[dict[str, Any]]:
     return rows
 
 
+NEW_PARTS = ("path", "selection", "strengths", "review")
+
+
+def sample_probe() -> list[dict[str, Any]]:
+    """Twice as many items as flipped: 26 lost in sorting, 3 in addition, 2 gained by choice."""
+    rows = [probe_row("sorting", i, "Sort: 4, 1, 3", "1, 3, 4", "1, 3, 4", "4, 3, 1") for i in range(26)]
+    rows += [probe_row("addition", i, f"{i} + 17 =", f"{i + 17}", f"{i + 17}", f"{i + 71}") for i in range(3)]
+    rows += [
+        probe_row("facts", i, "Which planet is the largest?", "Jupiter", "Mars", "Jupiter", "choice") for i in range(2)
+    ]
+    return rows + [probe_row("facts", 9 + i, "What is the capital of Peru?", "Lima", "Lima", "Lima") for i in range(31)]
+
+
+def probe_row(
+    suite: str, index: int, prompt: str, expected: str, before: str, after: str, kind: str = "answer"
+) -> dict[str, Any]:
+    return {
+        "suite": suite,
+        "row_id": f"general:{suite}-{index}",
+        "kind": kind,
+        "prompt": prompt,
+        "expected": expected,
+        "before": before,
+        "after": after,
+        "scores": {"before": float(before == expected), "after": float(after == expected)},
+    }
+
+
 def sample_row(index: int, zero: float, few: float, tuned: float, prompt: str = "") -> dict[str, Any]:
     call = json.dumps({"tool": "set_timer", "arguments": {"minutes": index}})
     return {
@@ -118,12 +177,61 @@ def sample_rows() -> list[dict[str, Any]]:
     return [sample_row(index, *kind) for index, kind in enumerate(kinds, 1)]
 
 
+LONG_PROMPT = "Summarize this note in one sentence.\n\n" + "The boiler was inspected on Tuesday. " * 12
+VARIED = [
+    # prompt, expected, base, few-shot, tuned
+    (
+        "Extract the order as JSON: two blue mugs to Oslo",
+        '{"item": "mug", "count": 2, "city": "Oslo"}',
+        "The order is for two mugs.",
+        '{"item": "mug", "count": 2}',
+        '```json\n{"item": "mug", "count": 2, "city": "Oslo"}\n```',
+    ),
+    (
+        "Extract the order as JSON: one lamp to Rome",
+        '{"item": "lamp", "count": 1, "city": "Rome"}',
+        "One lamp.",
+        '{"item": "lamp", "count": 1, "city": "Rome"}',
+        '{"item": "lamp", "count": 1, "city": "Rome"',
+    ),
+    (
+        LONG_PROMPT,
+        "The boiler passed its inspection on Tuesday.",
+        "The boiler was inspected.",
+        "The boiler passed its inspection.",
+        "The boiler passed its inspection on Tuesday. " * 9,
+    ),
+    (
+        "Name the three primary colours, one on each line.",
+        "red\nyellow\nblue",
+        "red, yellow and blue",
+        "red\nyellow\nblue",
+        "Red, yellow, and blue are the primary colours.",
+    ),
+    ("Wie heißt die Hauptstadt von Peru?", "Lima", "Lima", "Lima", "Lima"),
+    ("水は何度で沸騰しますか？", "100度で沸騰します。", "分かりません。", "100度です。", "100度で沸騰します。"),
+]
+
+
+def varied_rows() -> list[dict[str, Any]]:
+    """Answers in every kind of trouble, scored by exact match, and those of `sample_rows`."""
+    rows = []
+    for index, (prompt, expected, base, few_shot, tuned) in enumerate(VARIED, 101):
+        answers = {"base": base, "few_shot": few_shot, "tuned": tuned}
+        names = {"zero_shot": base, "few_shot": few_shot, "tuned": tuned}
+        scores = {name: float(answer.strip() == expected) for name, answer in names.items()}
+        row = {"row_id": f"test.jsonl:{index}", "prompt": f"user: {prompt}", "expected": expected}
+        rows.append({**row, **answers, "scores": scores})
+    return rows + sample_rows()
+
+
 def write_run(path: Path, report: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Path:
     """A whole run folder; report.json is what the test says."""
     path.mkdir(exist_ok=True)
     folder.write_json(path / "report.json", report)
     folder.write_json_lines(path / "metrics.jsonl", sample_metrics())
     folder.write_json_lines(path / "samples.jsonl", sample_rows() if rows is None else rows)
+    folder.write_json_lines(path / "probe.jsonl", sample_probe())
     folder.write_json(
         path / "plan.json",
         {

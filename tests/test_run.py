@@ -25,7 +25,7 @@ def test_run_leaves_what_the_contract_says(workspace):
     assert names == {
         "recipe.yaml", "manifest.json", "plan.json", "metrics.jsonl", "adapter", "checkpoints", "samples.jsonl",
         "twins.jsonl",
-        "report.json", "report.md", "report.html", "junit.xml",
+        "report.json", "report.md", "report.html", "review.html", "junit.xml",
     }  # fmt: skip
     assert report == folder.read_json(path / "report.json")
     assert {"metric", "n", "zero_shot", "few_shot", "tuned", "gain", "ci95"} <= report["task"].keys()

@@ -38,6 +38,9 @@ def print_report(report: Mapping[str, Any], folder: Path | None) -> None:
     if folder is not None:
         page = Text(str(folder / "report.html"), style="cyan")
         console.print(Text("report  ", style="bold") + page, soft_wrap=True)
+        if (folder / "review.html").is_file():
+            sheet = Text(str(folder / "review.html"), style="cyan")
+            console.print(Text("review  ", style="bold") + sheet, soft_wrap=True)
 
 
 def _print_task(task: Mapping[str, Any]) -> None:

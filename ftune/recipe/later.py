@@ -36,7 +36,6 @@ def is_mapping(value: Any) -> bool:
 AVAILABLE: Mapping[str, Only | No] = {
     "model.attention": Only("auto", "eager", "sdpa"),
     "training.parallel": Only("auto"),
-    "evaluation.review": Only(0),
     "output.trackers": Only([]),
 }
 

@@ -208,7 +208,7 @@ class EvaluationSection(Settings):
     previous: FilePath | None = Field(None, description="a finished run to compare with, item by item")
     few_shot: Annotated[int, Field(ge=0)] = Field(4, description="examples in the base model's prompt; 0 = off")
     max_new_tokens: Count = Field(128, description="the longest answer that is generated")
-    review: Annotated[int, Field(ge=0)] = Field(0, description="outputs on the review sheet")
+    review: Annotated[int, Field(ge=0)] = Field(50, description="outputs on the review sheet; 0 = off")
     probe: Literal["off", "general"] | HarnessProbe | FilePath = Field(
         "off",
         union_mode="left_to_right",

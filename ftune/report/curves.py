@@ -1,4 +1,4 @@
-"""Training curves as SVG paths in a 1000 x 1000 box, which the page stretches; labels stay text beside it."""
+"""Curves as SVG paths in a 1000 x 1000 box, which the page stretches; labels stay text beside it."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from itertools import accumulate
 SIZE = 1000
 MOST_POINTS = 400  # of a path; longer series are thinned to the lowest and highest of each stretch
 LOG_RATIO = 30  # values that spread further than this are drawn on a logarithmic axis
+NEAR_X, NEAR_Y = 45, 9  # percent: labels closer than this in both would cover each other
 STRETCH = 40  # smoothing is the mean over the 1/40 of all points that surrounds one
 
 Points = Sequence[tuple[float, float]]
@@ -15,7 +16,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Series:
-    """`kind` is the CSS class it is drawn with: raw, smooth, dots or line."""
+    """`kind` is the CSS class it is drawn with: raw, smooth, line or drop; with `dots` at its end they are points."""
 
     name: str
     kind: str
@@ -29,45 +30,78 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Label:
+    """Text below a point, or beside one that `is_low`: its start, middle or end is there, `shift` lines lower."""
+
+    x: float  # percent
+    y: float  # percent, from the top
+    text: str
+    align: str
+    is_low: bool
+    shift: float
+
+
+@dataclass(frozen=True)
+class Across:
+    """The axis of what lies below the values; `limit` is a vertical line. Points with a name get a label."""
+
+    name: str = "step"
+    limit: float | None = None
+    named: Sequence[tuple[str, tuple[float, float]]] = ()
+
+
+@dataclass(frozen=True)
 class Chart:
     title: str
     unit: str
+    across: str
     paths: list[tuple[str, str, str]]  # name, kind, SVG path
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    limit: Tick | None
+    labels: list[Label]
     is_log: bool
     summary: str
 
 
-def chart(title: str, unit: str, series: Sequence[Series], may_be_log: bool = True) -> Chart | None:
+STEPS = Across()
+
+
+def chart(
+    title: str, unit: str, series: Sequence[Series], may_be_log: bool = True, across: Across = STEPS
+) -> Chart | None:
     """None when there is nothing finite to draw. Values of a logarithmic axis must be above 0."""
-    series = [Series(one.name, one.kind, [p for p in one.points if math.isfinite(p[1])]) for one in series]
+    series = [Series(one.name, one.kind, [p for p in one.points if all(map(math.isfinite, p))]) for one in series]
+    series = [one for one in series if one.points]
     values = [y for one in series for _, y in one.points]
     if not values:
         return None
     is_log = may_be_log and min(values) > 0 and max(values) / min(values) > LOG_RATIO
-    last = max(x for one in series for x, _ in one.points)
-    y_values = log_ticks(min(values), max(values)) if is_log else linear_ticks(0.0, max(values))
+    y_values = log_ticks(min(values), max(values)) if is_log else linear_ticks(min(0.0, *values), max(values))
     low, high = _axis(y_values, values, is_log)
+    places = [x for one in series for x, _ in one.points] + ([] if across.limit is None else [across.limit])
+    first, last = min(0.0, *places), max(places)
+    width = (last - first) or 1.0
 
     def height(value: float) -> float:
         share = (_scale(value, is_log) - low) / (high - low)
         return SIZE * (1 - share)
 
-    paths = [
-        (one.name, one.kind, _path([(SIZE * x / last, height(y)) for x, y in _thin(one.points)], one.kind))
-        for one in series
-        if one.points
-    ]
-    first, final = series[0].points[0][1], series[0].points[-1][1]
+    def place(value: float) -> float:
+        return SIZE * (value - first) / width
+
+    begin, (end, final) = series[0].points[0][1], series[0].points[-1]
     return Chart(
         title=title,
         unit=unit,
-        paths=paths,
-        x_ticks=[Tick(100 * x / last, f"{x:,.0f}") for x in linear_ticks(0, last) if x <= last],
+        across=across.name,
+        paths=[(o.name, o.kind, _path([(place(x), height(y)) for x, y in _thin(o.points)], o.kind)) for o in series],
+        x_ticks=[Tick(place(x) * 100 / SIZE, _number(x)) for x in linear_ticks(first, last) if first <= x <= last],
         y_ticks=[Tick(height(y) * 100 / SIZE, f"{y:g}") for y in y_values if -1 <= height(y) <= SIZE + 1],
+        limit=None if across.limit is None else Tick(place(across.limit) * 100 / SIZE, _number(across.limit)),
+        labels=_labels([(text, place(x) * 100 / SIZE, height(y) * 100 / SIZE) for text, (x, y) in across.named]),
         is_log=is_log,
-        summary=f"{title} from {first:.3g} at the start to {final:.3g} at step {last:,.0f}",
+        summary=f"{title} from {begin:.3g} at the start to {final:.3g} at {across.name} {_number(end)}",
     )
 
 
@@ -112,6 +146,20 @@ def _scale(value: float, is_log: bool) -> float:
     return math.log10(value) if is_log else value
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
+
+
+def _labels(named: Sequence[tuple[str, float, float]]) -> list[Label]:
+    """Labels that would cover an earlier one move below it; at the bottom, above."""
+    labels: list[Label] = []
+    for text, x, y in named:
+        near = sum(abs(x - other.x) < NEAR_X and abs(y - other.y) < NEAR_Y for other in labels)
+        align = "start" if x < 35 else "middle" if x < 75 else "end"
+        labels.append(Label(x, y, text, align, is_low=y > 80, shift=near * (2.0 if y <= 80 else -2.0)))
+    return labels
+
+
 def _thin(points: Points) -> list[tuple[float, float]]:
     if len(points) <= MOST_POINTS:
         return list(points)
@@ -125,6 +173,6 @@ def _thin(points: Points) -> list[tuple[float, float]]:
 
 def _path(points: Points, kind: str) -> str:
     """A line; or for dots strokes of no length, which round caps turn into circles at any stretch."""
-    if kind == "dots" or len(points) == 1:
+    if kind.endswith("dots") or len(points) == 1:
         return "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

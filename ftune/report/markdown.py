@@ -20,7 +20,9 @@ from ftune.report.cells import plain as _text
 from ftune.report.cells import table as _table
 from ftune.report.confusion import Confusion, confusion
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
+from ftune.report.tradeoff import shown_entries
 from ftune.report.verdict import because, verdict
+from ftune.report.verdicts import review_bars
 
 MARKS = {True: "✅", False: "❌", None: "➖"}
 WORDS: dict[Any, str] = {True: "yes", False: "no", None: NOT_MEASURED}
@@ -35,6 +37,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         _task(report.get("task") or {}),
         "## Forgetting",
         _forgetting(report.get("forgetting") or {}),
+        _path(report),
+        _strengths(report),
+        _review(report.get("review") or {}),
         "## Files",
         _artefact(report.get("artefact") or {}),
         "## Data and cost",
@@ -98,6 +103,7 @@ def _forgetting(forgetting: Mapping[str, Any]) -> str:
     suites = forgetting.get("suites") or []
     if not suites:
         return f"Not measured{_text(because(forgetting))}."
+    overall = forgetting.get("overall")
     rows = [
         [
             f"{suite['name']} (n = {format_count(suite['n'])})",
@@ -105,15 +111,63 @@ def _forgetting(forgetting: Mapping[str, Any]) -> str:
             format_score(suite["drop"]),
             format_interval(suite.get("ci95")),
             format_score(suite.get("minimum_detectable")),
-            _strong(str(suite["verdict"])),
+            _strong(str(suite["verdict"] or NOT_MEASURED)),
         ]
-        for suite in suites
+        for suite in [*suites, *([{**overall, "name": "all items"}] if overall else [])]
     ]
     table = _table(["skill", "before → after", "drop", "95 % interval", "detectable", "verdict"], rows)
     loss, kl = forgetting.get("general_loss") or {}, forgetting.get("kl_to_base")
     before, after = format_score(loss.get("before")), format_score(loss.get("after"))
     change = NOT_MEASURED if loss.get("before") is None else f"{before} → {after} nats per token"
-    return f"{table}\n\nGeneral loss: {change}. KL to the base: {format_score(kl, 4)}."
+    flips = [(format_count(one["num_lost"]), format_count(one["num_gained"])) for one in [overall] if one]
+    flipped = "".join(f"\n\nItems that changed: {lost} lost, {gained} gained." for lost, gained in flips)
+    return f"{table}{flipped}\n\nGeneral loss: {change}. KL to the base: {format_score(kl, 4)}."
+
+
+def _path(report: Mapping[str, Any]) -> str:
+    """Learning against forgetting while training, and which step was kept."""
+    selection = report.get("selection") or {}
+    kept = selection.get("step")
+    rows = [
+        [
+            format_count(entry["step"])
+            + (" (base)" if entry["step"] == 0 else "")
+            + (" ✅" if entry["step"] == kept else ""),
+            format_score(entry.get("score")),
+            format_score(entry.get("worst_drop")),
+            format_score(entry.get("validation_loss")),
+        ]
+        for entry in shown_entries(report)
+    ]
+    table = _table(["step", "score", "worst drop", "validation loss"], rows) if rows else ""
+    reason = f"; {_text(selection['reason'])}" if selection.get("reason") else ""
+    told = "" if kept is None else f"Kept: step {format_count(kept)}{reason}."
+    return "\n\n".join(part for part in ("## Path" if rows or told else "", table, told) if part)
+
+
+def _strengths(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{entry['strength']:g}",
+            format_score(entry.get("score")),
+            format_interval(entry.get("ci95")),
+            format_score(entry.get("worst_drop")),
+        ]
+        for entry in report.get("strengths") or []
+    ]
+    return "## Strengths\n\n" + _table(["strength", "score", "95 % interval", "worst drop"], rows) if rows else ""
+
+
+def _review(review: Mapping[str, Any]) -> str:
+    if not review:
+        return ""
+    rows = [
+        [bar["name"], f"{bar['count']} of {bar['of']}", format_interval(bar["whisker"], 2)]
+        for bar in review_bars(review)
+    ]
+    judged = f"{format_count(review['n'])} items of the review sheet, {format_count(review['blind'])} blind"
+    told = f"{judged}; shares are the sheet's."
+    return f"## Review\n\n{told}\n\n" + _table(["verdict", "items", "95 % interval"], rows)
 
 
 def _artefact(artefact: Mapping[str, Any]) -> str:

@@ -1,10 +1,8 @@
-"""Renders a run folder: reads its files, fills the page, writes report.html, report.md and junit.xml."""
+"""Renders a run folder: reads its files, fills the pages, writes report.html, report.md, junit.xml and review.html."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ftune import folder as folders
 from ftune.folder import RunFolder
@@ -13,10 +11,15 @@ from ftune.report import samples
 from ftune.report.confusion import confusion
 from ftune.report.curves import Chart, Series, chart, smooth
 from ftune.report.environment import printable, template
+from ftune.report.flips import choose_flips
 from ftune.report.histogram import columns
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds, junit
 from ftune.report.markdown import markdown
+from ftune.report.recorded import is_classifier
+from ftune.report.review import review_sheet
+from ftune.report.tradeoff import path_chart, shown_entries, strength_charts
 from ftune.report.verdict import verdict
+from ftune.report.verdicts import review_bars
 
 CHECKS = {
     "adapter_live": (
@@ -35,12 +38,15 @@ CHECKS = {
 }
 
 
-def render(folder: Path) -> None:
+def render(folder: Path) -> list[str]:
     """Reads only the folder, so it works a year later, and writes the same bytes each time. Everything but
-    report.json may be missing. Raises UserError when report.json is missing or broken."""
+    report.json may be missing. Raises UserError when report.json is missing or broken. Names what it wrote, and the
+    review sheet also where there is none (any more)."""
     run = RunFolder(folder)
     report = folders.read_json(run.report)
     recipe = run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None
+    rows = _lines(run.samples)
+    sheet = review_sheet(str(report.get("name") or "run"), recipe, rows)
     page = template("report.html.jinja").render(
         report=report,
         verdict=verdict(report),
@@ -50,14 +56,30 @@ def render(folder: Path) -> None:
         fields=worst_fields(report.get("task") or {}),
         confusion=confusion(report.get("task") or {}),
         checks=_checks(report.get("artefact") or {}),
-        charts=_charts(_lines(run.metrics), "row" if _is_classifier(recipe) else "supervised token"),
-        samples=samples.choose(_lines(run.samples)),
+        charts=_charts(_lines(run.metrics), "row" if is_classifier(recipe) else "supervised token"),
+        path=path_chart(report),
+        path_entries=shown_entries(report),
+        strengths=strength_charts(report),
+        flips=choose_flips(_lines(run.probe)),
+        samples=samples.choose(rows),
+        sheet=sheet,
+        review=review_bars(report.get("review") or {}),
         plan=_optional(run.plan),
         manifest=_optional(run.manifest),
         recipe=recipe,
     )
-    for name, text in (("report.html", page), ("report.md", markdown(report)), ("junit.xml", junit(report))):
-        folders.write_text(folder / name, printable(text))
+    texts = {
+        "report.html": page,
+        "report.md": markdown(report),
+        "junit.xml": junit(report),
+        run.review.name: sheet.page,
+    }
+    for name, text in texts.items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            folders.write_text(folder / name, printable(text))
+    return list(texts)
 
 
 def _scores(task: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -94,16 +116,6 @@ def _checks(artefact: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for name, (title, meaning) in ((name, CHECKS[name]) for name in ARTEFACT_CHECKS)
     ]
-
-
-def _is_classifier(recipe: str | None) -> bool:
-    """Whether the run learned labels, of which every row has one."""
-    try:
-        sections = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:
-        return False
-    objective = sections.get("objective") if isinstance(sections, dict) else None
-    return (objective.get("name") if isinstance(objective, dict) else objective) == "classification"
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]], weighed: str) -> list[Chart]:

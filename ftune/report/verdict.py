@@ -59,7 +59,7 @@ BASELINES = (("zero-shot", "zero_shot"), ("few-shot", "few_shot"))
 
 
 def _forgetting(forgetting: Mapping[str, Any]) -> str:
-    suites = forgetting.get("suites") or []
+    suites = [suite for suite in forgetting.get("suites") or [] if suite.get("drop") is not None]
     if not suites:
         return "forgetting was not measured" + because(forgetting)
     worst = max(suites, key=lambda suite: float(suite["drop"]))

@@ -10,16 +10,15 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, evaluate, folder, predict, quantized, report
+from ftune import chat, classifier, evaluate, folder, predict, quantized
 from ftune import model as models
 from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import UserError
-from ftune.folder import RunFolder
 from ftune.methods.head import method_of
 from ftune.recipe import ModelSection, TrainingSection
-from ftune.run import evidence, strengths, training
+from ftune.run import evidence, reporting, strengths, training
 from ftune.run.inputs import require
 from ftune.run.targets import Target
 from ftune.train import TrainingPlan
@@ -131,6 +130,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     document |= {key: old[key] for key in KEPT if key in old} | more
     with folder.lock(target.run.path):
         measured.write_lines(target.run)
+        document |= reporting.kept_verdicts(target.run)
         folder.write_json(target.run.report, document)
         manifest = folder.read_json(target.run.manifest)
         manifest.pop("files")
@@ -190,12 +190,3 @@ def _label_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     plan = TrainingPlan(TrainingSection(learning_rate=1.0), 1, False, "auto", 0)
     (class_id,), (probability,) = predict.predict(model, [example], plan)
     return f"{classifier.classes_of(model.config).labels[class_id]}  {probability:.3f}"
-
-
-def rebuild_report(path: Path) -> Path:
-    """Render a run's report again from its folder alone."""
-    run = RunFolder(path)
-    if not run.report.is_file():
-        raise UserError("no report.json in this folder", str(path), "name the folder of a finished run")
-    report.render(path)
-    return path / "report.html"
