@@ -70,6 +70,14 @@ def test_strengths_stay_in_the_run_and_its_checksums_hold(measured):
     assert ftune("verify", path, cwd=measured).returncode == 0
 
 
+def test_files_that_changed_are_not_measured_and_recorded_as_the_runs_own(measured):
+    _, path = run(measured, **SECTIONS)
+    weights = path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match="changed since the run wrote it: adapter/adapter_model.safetensors"):
+        afterwards.evaluate_target(targets.resolve(path))
+
+
 @pytest.mark.parametrize("text", ["0,half", "0;1", "nan", "0,,1"])
 def test_a_list_that_is_none_is_refused(workspace, text):
     done = ftune("eval", workspace / "base", "--strengths", text)

@@ -96,6 +96,13 @@ def at_strength(target: Target, base: PreTrainedModel, strength: float, device: 
     return tuned
 
 
+def check_untouched(run: RunFolder) -> None:
+    """A run's files are measured and recorded anew only as the run wrote them."""
+    if changed := folder.changed_files(run.path, folder.read_json(run.manifest)["files"]):
+        hint = "restore them, or evaluate the adapter's folder with --recipe"
+        raise UserError(f"changed since the run wrote it: {', '.join(changed)}", str(run.path), hint)
+
+
 def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     """Measure a target again, and at other strengths if they are given; a run's report is rewritten."""
     if target.recipe is None:
@@ -104,6 +111,8 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
             str(target.path),
             "name one with --recipe (data and evaluation are read)",
         )
+    if target.run is not None and target.run.is_complete:
+        check_untouched(target.run)
     settings = target.recipe.model_copy(update={"model": target.model})
     inputs = replace(require(settings), tokenizer=tokenizer_of(target))
     device = Accelerator().device
