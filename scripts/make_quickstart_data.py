@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from base_skills import PRACTISED, SKILLS
+from base_skills import PRACTISED, SKILLS, drill, made_up_story
 from base_words import COLORS, DAYS, FOODS, NAMES, QUALITIES, ROOMS, THINGS
 
 from ftune.clean import Contamination, Item
@@ -21,7 +21,7 @@ LISTS = ["shopping", "packing", "party"]
 LEVELS = ["low", "medium", "high"]
 DOORS = ["front", "back", "side", "garage"]
 Call = tuple[str, dict[str, Any]]
-HARD_TO_KEEP = {"copy": 2}
+HARD_TO_KEEP = {"copy": 3}
 """Rehearsal rows of a skill, as a multiple of the others': what is copied often looks like the requests of the task."""
 
 
@@ -177,13 +177,21 @@ def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any
     return rows
 
 
+def make_prose(count: int, seed: int) -> list[dict[str, Any]]:
+    """Plain text, half of it stories and half repetitions, from which the base learned to copy."""
+    rng = random.Random(seed)
+    texts = [made_up_story(rng) if i % 2 else "".join(drill(rng)) for i in range(count)]
+    return [{"text": text} for text in texts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[1] / "recipes" / "quickstart"
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--train", type=int, default=4000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
-    parser.add_argument("--rehearsal", type=int, default=400, help="rehearsal rows of most skills")
+    parser.add_argument("--rehearsal", type=int, default=300, help="rehearsal rows of most skills")
+    parser.add_argument("--prose", type=int, default=800, help="rehearsal rows of plain text")
     parser.add_argument("--seed", type=int, default=20261122)
     options = parser.parse_args()
 
@@ -192,6 +200,7 @@ def main() -> None:
         "train.jsonl": rows[: options.train],
         "test.jsonl": rows[options.train :],
         "rehearsal.jsonl": make_rehearsal(options.rehearsal, options.seed, options.output / "probe.jsonl"),
+        "prose.jsonl": make_prose(options.prose, options.seed),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():

@@ -16,6 +16,7 @@ from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
 from ftune.errors import UserError
+from ftune.folder import RunFolder
 from ftune.methods.head import method_of
 from ftune.recipe import ModelSection, TrainingSection
 from ftune.run import evidence, reporting, strengths, training
