@@ -263,12 +263,16 @@ def test_every_task_that_cannot_be_asked_is_told(tmp_path: Path) -> None:
         doc_to_choice=None,
         metric_list=[{"metric": "word_perplexity"}],
     )
-    told = told_by([good, tmp_path / "gone.yaml", tmp_path / "broken.yaml", rolling, good])
+    pooled = write_task(tmp_path, ROWS[:2], "pooled", metric_list=[{"metric": "mcc"}])
+    told = told_by([good, tmp_path / "gone.yaml", tmp_path / "broken.yaml", rolling, pooled, good])
     assert told[0] == "no such task file"
     assert told[1].startswith("lm-eval cannot load ")
     assert "broken.yaml" in told[1]
     assert told[2] == "the task 'letters' stands twice"
-    assert told[3] == "rolling has no items that can be right or wrong"
+    assert told[3:] == [
+        "rolling has no items that can be right or wrong",
+        "pooled has no score of single items, only mcc",
+    ]
 
 
 def test_a_name_that_lm_eval_does_not_know_is_an_error_of_check(

@@ -179,6 +179,21 @@ def test_a_probe_of_an_untouched_adapter_tells_exactly_nothing(tmp_path: Path) -
     assert found["general_loss"]["before"] == found["general_loss"]["after"]
 
 
+def test_dropout_and_sampling_do_not_move_it(tmp_path: Path) -> None:
+    """Case 106: a model that is in the middle of training, with an adapter that does something."""
+    items, model = read(tmp_path, ROWS), make_model(scale=3.0)
+    METHODS["lora"].attach(model, LoraSettings(rank=4, dropout=0.5), 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    model.generation_config.do_sample = True
+    still = probe.ask(model.eval(), make_tokenizer(), items, PLAN, "x")
+    assert probe.ask(model.train(), make_tokenizer(), items, PLAN, "x") == still
+    assert model.training, "it goes on training afterwards"
+    assert still.marked[0].log_likelihoods != weigh(make_model(scale=3.0), items.items[:1], PLAN)[0].sums
+
+
 def test_a_changed_model_moves_it(tmp_path: Path) -> None:
     items, tokenizer = read(tmp_path, ROWS), make_tokenizer()
     base, other = make_model(scale=3.0), make_model(scale=3.0, seed=1)

@@ -17,15 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftune import chat
 from ftune.console.streams import note
 from ftune.data import Example
-from ftune.errors import Problem, UserError
+from ftune.errors import Problem, RunError, UserError
 from ftune.probe.items import Answers, Item, Marked
 
 WHERE = "evaluation.probe"
 METRICS = ("acc_norm", "acc", "exact_match")
 """What an item's score is taken from; the first of these that a task has, else the first number that should grow."""
+OF_ONE_ITEM = {*METRICS, "acc_bytes", "acc_mutual_info"}
+"""Metrics of choices that say for each item whether it is right; others are of all of them together."""
 FEW_SHOT_SEED = 1234
 """lm-eval's own."""
-BATCH_SIZE = 16
+BATCH_SIZE = 4
+"""lm-eval holds the logits of all its tokens at once: of 4 texts of 1,000 tokens and 150,000 words they are 2.4 GB."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,10 @@ def _impossible(task: Any) -> Problem | None:
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         hint = "take it out; rows of text in a probe file measure the loss"
         return Problem(f"{task.task_name} has no items that can be right or wrong", WHERE, hint)
+    names = set(getattr(task, "_metric_fn_list", ()))
+    if task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results and not names & OF_ONE_ITEM:
+        what = f"{task.task_name} has no score of single items, only {', '.join(sorted(names))}"
+        return Problem(what, WHERE, "take it out")
     return None
 
 
@@ -178,7 +185,7 @@ def _metric(task: Any, sample: Mapping[str, Any]) -> str:
         if name in usable:
             return str(name)
     names = ", ".join(sample["metrics"])
-    raise UserError(f"{task.task_name} has no score of single items, only {names}", WHERE, "take it out")
+    raise RunError(f"{task.task_name} has no score of single items, only {names}", WHERE, "take it out")
 
 
 def _mark(suite: str, task: Any, sample: Mapping[str, Any], metric: str) -> Marked:
