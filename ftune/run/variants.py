@@ -130,7 +130,7 @@ def parse_methods(text: str, own: str) -> list[Variant]:
 def _variant(settings: Mapping[Any, Any], is_own: bool) -> Variant:
     others = [f"{key}={in_yaml(value)}" for key, value in settings.items() if key != "name"]
     label = " ".join([str(settings["name"]), *others])
-    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.") or "method"
+    slug = re.sub(r"[^A-Za-z0-9_.+]+", "-", label).strip("-.") or "method"
     return Variant(label, slug, "" if is_own else f"method={json.dumps(dict(settings))}")
 
 
