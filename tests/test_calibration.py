@@ -37,7 +37,7 @@ def test_what_is_drawn_has_the_truth_it_is_judged_by(calibration: Any) -> None:
 def test_the_promises_hold_in_few_trials(calibration: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "SIZES", (55,))
     monkeypatch.setattr(calibration, "RESAMPLES", 500)
-    trials = 100
+    trials = 60
     results = {name: list(part(trials, 1)) for name, part in calibration.PARTS.items() if name != "family_power"}
     assert not calibration.broken(results, trials)
 

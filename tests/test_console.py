@@ -107,7 +107,7 @@ def test_the_summary_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None
     for words in ("Tuned 0.97 beats everything.", "0.970", "[0.944, 0.984]", "84/84", "runs/quickstart/report.html"):
         assert words in text
     (line,) = [line for line in text.splitlines() if "sorting" in line]
-    assert line.split() == ["sorting", "0.940", "→", "0.820", "0.120", "[0.07,", "0.17]", "0.07", "forgot"]
+    assert line.split() == ["sorting", "0.940", "→", "0.820", "0.120", "[0.07,", "0.17]", "0.11", "forgot"]
 
 
 def test_the_summary_says_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_check_tells_what_the_function_cannot_do_before_anything_is_loaded(works
     problems = preview.check(loaded)["problems"]
     assert len(problems) == 1
     assert re.search(told, problems[0]["what"])
-    monkeypatch.setattr("ftune.run.training.build_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("ftune.run.training.load_base", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match=told):
         run(workspace, **SECTIONS, evaluation={"metric": "judge.py:score"})
     assert not (workspace / "run").exists()

@@ -118,7 +118,7 @@ def test_eval_merge_verify_and_start_from_refuse_tensors_that_do_not_fit(finishe
     change(adapter / files.ADAPTER_WEIGHTS, CHANGES[name])
     told = "missing|unexpected|of another shape"
     with pytest.raises(UserError, match=told):
-        evaluate_target(resolve(tmp_path / "place" / "run"))
+        evaluate_target(resolve(adapter))
     with pytest.raises(UserError, match=told):
         merge_target(resolve(adapter), tmp_path / "merged", 1.0, overwrite=False)
     assert not (tmp_path / "merged").exists()

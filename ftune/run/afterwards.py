@@ -26,6 +26,8 @@ from ftune.train import TrainingPlan
 
 KEPT = ("path", "selection", "strengths")
 """Parts of a report that stay when a run is measured again."""
+WRITTEN_AGAIN = ("samples.jsonl", "probe.jsonl", "report.html", "report.md", "review.html", "junit.xml")
+"""Files of a run that measuring it again makes from nothing."""
 
 
 def load_tuned(target: Target, device: torch.device) -> tuple[PreTrainedModel, str, str]:
@@ -98,8 +100,10 @@ def at_strength(target: Target, base: PreTrainedModel, strength: float, device: 
 
 
 def check_untouched(run: RunFolder) -> None:
-    """A run's files are measured and recorded anew only as the run wrote them."""
-    if changed := folder.changed_files(run.path, folder.read_json(run.manifest)["files"]):
+    """A run's files are measured and recorded anew only as the run wrote them; those that are written again aside."""
+    recorded = folder.read_json(run.manifest)["files"]
+    kept = {name: digest for name, digest in recorded.items() if name not in WRITTEN_AGAIN}
+    if changed := folder.changed_files(run.path, kept):
         hint = "restore them, or evaluate the adapter's folder with --recipe"
         raise UserError(f"changed since the run wrote it: {', '.join(changed)}", str(run.path), hint)
 
