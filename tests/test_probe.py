@@ -124,9 +124,9 @@ def test_a_beginning_is_added_once() -> None:
 
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_a_choice_is_as_likely_as_the_product_of_its_tokens(tmp_path: Path, template: str | None) -> None:
-    """Against the whole logits of one row at a time."""
+    """Against the whole logits of one row at a time; the last prompt is a single token."""
     tokenizer, model = make_tokenizer(template), make_model(scale=3.0)
-    items = read(tmp_path, CHOICES, tokenizer).items
+    items = read(tmp_path, [*CHOICES, {"prompt": "?", "choices": ["yes", "no"], "answer": 0}], tokenizer).items
     for item, weighed in zip(items, weigh(model, items, PLAN), strict=True):
         for choice, found in zip(item.item.choices, weighed.sums, strict=True):
             prompt = item.item.prompt + " "
@@ -216,6 +216,20 @@ def test_the_size_of_batches_changes_nothing(tmp_path: Path) -> None:
             for a, b in zip(one.log_likelihoods or (), two.log_likelihoods or (), strict=True):
                 assert math.isclose(a, b, rel_tol=1e-6), "float32 has no more digits"
         assert alone.general_loss == pytest.approx(other.general_loss, abs=1e-6)
+
+
+def test_the_divergence_is_the_mean_over_answer_tokens(tmp_path: Path) -> None:
+    """By the definition, from the whole logits of one row at a time."""
+    items, base, tuned = read(tmp_path, ROWS), make_model(scale=3.0), make_model(scale=3.0, seed=1)
+    found = []
+    for example in items.everything:
+        ids = torch.tensor([example.tokens.input_ids])
+        with torch.no_grad():
+            ours, theirs = (model(ids).logits[0].double().log_softmax(-1) for model in (tuned, base))
+        each = (ours.exp() * (ours - theirs)).sum(-1)[:-1]
+        found += [float(k) for k, label in zip(each, example.tokens.labels[1:], strict=True) if label != -100]
+    assert probe.kl_to_base(base, tuned, items.everything, PLAN) == pytest.approx(sum(found) / len(found), rel=1e-4)
+    assert probe.kl_to_base(base, tuned, [], PLAN) is None
 
 
 def test_rows_that_are_not_packed_weigh_the_same(tmp_path: Path) -> None:

@@ -147,19 +147,20 @@ def test_churn_without_loss_is_seldom_called_forgotten() -> None:
     assert verdicts.count("forgot") / 400 <= 0.04  # 0.025 is meant: one side of 0.05
 
 
-@pytest.mark.parametrize("tests", [1, 9])
-@pytest.mark.parametrize("churn", [0.0, 0.05, 0.2])
-def test_the_minimum_detectable_drop_is_detected_four_times_in_five(churn: float, tests: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "churn", "tests"), [(50, 0.24, 1), (50, 0.24, 9), (120, 0.0, 1), (120, 0.05, 9), (120, 0.2, 1)]
+)
+def test_the_minimum_detectable_drop_is_detected_four_times_in_five(n: int, churn: float, tests: int) -> None:
     """Stated after a measurement without a drop, and looked for in another one with it."""
     generator = np.random.default_rng(5)
     found = []
-    for _ in range(60):
-        drop = minimum_detectable(*map(np.array, draw_pairs(generator, 120, churn / 2, churn / 2)), tests)
+    for _ in range(100):
+        drop = minimum_detectable(*map(np.array, draw_pairs(generator, n, churn / 2, churn / 2)), tests)
         for _ in range(10):
-            before, after = map(np.array, draw_pairs(generator, 120, churn / 2 + drop, churn / 2))
+            before, after = map(np.array, draw_pairs(generator, n, churn / 2 + drop, churn / 2))
             lost, gained = int((before > after).sum()), int((before < after).sum())
             found.append(lost > gained and mcnemar(lost, gained) < 0.05 / tests)
-    assert 0.77 <= np.mean(found) <= 0.97  # 80 % is meant; with no churn at all the one item more makes it 95
+    assert 0.78 <= np.mean(found) <= 0.97  # 80 % is meant; with no churn at all the one item more makes it 95
 
 
 def test_the_minimum_detectable_drop_of_graded_scores() -> None:
