@@ -164,6 +164,14 @@ def test_classifiers_are_scored_by_their_labels(tmp_path, method, metric):
     assert chosen["score"] == max(entry["score"] for entry in report["path"][1:])
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 11])
+def test_as_many_rows_are_answered_as_is_said(monkeypatch, count):
+    monkeypatch.setattr(watching, "MOST_ANSWERED", 4)
+    monkeypatch.setattr(watching.evaluate, "has_answer", lambda example: True)
+    rows = watching.chosen_rows(list(range(count)))
+    assert len(rows) == len(set(rows)) == min(count, 4)
+
+
 def test_many_validation_rows_are_answered_in_part_and_it_is_said(watched, monkeypatch, capsys):
     monkeypatch.setattr(watching, "MOST_ANSWERED", 4)
     run(watched, **SECTIONS)

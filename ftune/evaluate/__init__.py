@@ -2,7 +2,14 @@
 
 from ftune.evaluate.function import FunctionMetric
 from ftune.evaluate.generation import generate, generate_ids
-from ftune.evaluate.losses import TOKEN_METRICS, TokenLosses, fall_interval, mean_loss_interval, token_losses
+from ftune.evaluate.losses import (
+    TOKEN_METRICS,
+    TokenLosses,
+    fall_interval,
+    mean_loss_interval,
+    token_losses,
+    token_score,
+)
 from ftune.evaluate.metrics import METRICS, exact_match
 from ftune.evaluate.previous import Previous
 from ftune.evaluate.prompts import choose_shots, expected, has_answer, prompt_ids, prompt_text, question
@@ -31,4 +38,5 @@ __all__ = [
     "sample_rows",
     "score",
     "token_losses",
+    "token_score",
 ]

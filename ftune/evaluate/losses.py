@@ -14,17 +14,22 @@ from ftune.console.progress import task_progress
 from ftune.data import Example
 from ftune.objectives import sft
 from ftune.statistics import Interval
+from ftune.statistics.hypotheses import DRAWS_AT_ONCE
 from ftune.train import TrainingPlan, attending
 
 Values = NDArray[np.float64]
 
 RESAMPLES = 10_000
-DRAWS_AT_ONCE = 4_000_000
-"""Rows drawn at once, which bounds the memory of the bootstrap."""
 
 
 TOKEN_METRICS: Mapping[str, Callable[[Values], Values]] = {"loss": np.asarray, "perplexity": np.exp}
 """What each metric of tokens makes of the loss per token; lower is better."""
+
+
+def token_score(metric: str, loss: float) -> float:
+    """A metric of tokens, of a loss per token; infinite where a perplexity is beyond what a float holds."""
+    with np.errstate(over="ignore"):
+        return float(TOKEN_METRICS[metric](np.array([loss]))[0])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the schema knows and this version cannot do yet, refused by name. Whoever builds it deletes a line."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,8 @@ class Only:
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.values)
 
 
-@dataclass(frozen=True)
-class No:
-    """Every form of value but one, which is named in words for the documentation."""
-
-    words: str
-    is_form: Callable[[Any], bool]
-
-    def allows(self, value: object) -> bool:
-        return not self.is_form(value)
-
-
-def is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 # `*` stands for every entry of a list.
-AVAILABLE: Mapping[str, Only | No] = {
+AVAILABLE: Mapping[str, Only] = {
     "model.attention": Only("auto", "eager", "sdpa"),
     "training.parallel": Only("auto"),
     "output.trackers": Only([]),
@@ -42,11 +27,10 @@ AVAILABLE: Mapping[str, Only | No] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A written key whose value is for later; with `is_form` not that value alone, but all like it."""
+    """A written key whose value is for later."""
 
     path: KeyPath
     value: Any
-    is_form: bool
     hint: str
 
 
@@ -56,10 +40,7 @@ def refusals(document: Document) -> Iterator[Refusal]:
             value = document.value(path)
             if rule.allows(value):
                 continue
-            if isinstance(rule, No):
-                yield Refusal(path, value, True, "")
-            else:
-                yield Refusal(path, value, False, "use " + " or ".join(map(in_yaml, rule.values)))
+            yield Refusal(path, value, "use " + " or ".join(map(in_yaml, rule.values)))
 
 
 def _expand(done: KeyPath, rest: list[str], document: Document) -> Iterator[KeyPath]:

@@ -32,15 +32,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _validate(document: Document, context: dict[str, Any]) -> Recipe | None:
     recipe, later = None, list(refusals(document))
-    forms = {refusal.path for refusal in later if refusal.is_form}
     before = len(document.findings)
     try:
         recipe = Recipe.model_validate(document.data, context=context)
     except ValidationError as error:
-        problems.tell(error, document, document.unread | forms)
+        problems.tell(error, document, document.unread)
     wrong = [finding.path for finding in document.findings[before:]] + list(document.unread)
     for refusal in later:
-        if refusal.is_form or not any(refusal.path[: len(path)] == path for path in wrong):
+        if not any(refusal.path[: len(path)] == path for path in wrong):
             written = f"{dotted(refusal.path)}: {in_yaml(refusal.value)}"
             what = f"`{written}` is not available in this version of ftune"
             document.tell(refusal.path, what, refusal.hint)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from ftune.errors import UserError
 from ftune.recipe.document import SHORT_FORMS, in_yaml
-from ftune.recipe.later import AVAILABLE, No, Only
+from ftune.recipe.later import AVAILABLE
 from ftune.recipe.schema import DataFile, Recipe
 from ftune.settings import METHOD_NAMES, OBJECTIVE_NAMES, available
 
@@ -109,15 +109,11 @@ def _default(name: str, facts: dict[str, Any], model: type[BaseModel]) -> str:
 def _values(name: str, facts: dict[str, Any], schema: dict[str, Any]) -> str:
     rule = AVAILABLE.get(name.replace("[]", ".*"))
     values = list(_kinds(facts, schema))
-    if isinstance(rule, No):
-        later = [rule.words]
-        values = [value for value in values if value.strip("`") not in rule.words]
-    elif rule is not None:
+    later = []
+    if rule is not None:
         allowed = [f"`{in_yaml(value)}`" for value in rule.values]
         later = [value for value in values if value not in allowed]
         values = allowed
-    else:
-        later = []
     return " or ".join(values) + (f"; *later*: {', '.join(later)}" if later else "")
 
 
@@ -178,7 +174,7 @@ def _starter_lines(section: str, model: type[BaseModel], shown: Mapping[str, Any
     for key, field in model.model_fields.items():
         name = f"{section}.{key}"
         rule = AVAILABLE.get(name)
-        if isinstance(rule, Only) and len(rule.values) == 1:
+        if rule is not None and len(rule.values) == 1:
             continue
         value = shown[name] if name in shown else EXAMPLES.get(name, field.get_default(call_default_factory=True))
         text = in_yaml(list(value) if isinstance(value, tuple) else value)

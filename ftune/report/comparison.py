@@ -6,12 +6,12 @@ from typing import Any
 
 from ftune import folder
 from ftune.errors import UserError
-from ftune.quantities import format_interval, format_score
+from ftune.quantities import LOWER_IS_BETTER, format_interval, format_score
 from ftune.report.comparison_pages import html_page, markdown_page
 from ftune.report.differences import differences, in_words, told
 from ftune.report.environment import printable
 from ftune.report.finished import Finished, read_runs
-from ftune.report.pairing import LOWER_IS_BETTER, pair_suites, pair_tasks
+from ftune.report.pairing import pair_suites, pair_tasks
 
 PARTS = ("task", "forgetting", "artefact", "gates", "cost", "data", "selection")
 """What is taken over from each run's report.json."""

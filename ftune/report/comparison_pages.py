@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftune.quantities import (
+    LOWER_IS_BETTER,
     NOT_MEASURED,
     format_bytes,
     format_count,
@@ -16,7 +17,6 @@ from ftune.report.curves import Chart, Series, chart, smooth
 from ftune.report.environment import template
 from ftune.report.finished import Finished
 from ftune.report.junit import ARTEFACT_CHECKS, artefact_holds
-from ftune.report.pairing import LOWER_IS_BETTER
 
 NUM_COLOURS = 6
 """Of curves, in comparison.css; further runs begin again with the first."""

@@ -8,8 +8,6 @@ from typing import Any
 from ftune.report.finished import Finished
 from ftune.statistics import paired_difference
 
-LOWER_IS_BETTER = ("loss", "perplexity")
-"""Metrics of which less is better."""
 TOLERANCE = 1e-6
 """How far a score may lie from the mean of its items' scores to be that mean."""
 

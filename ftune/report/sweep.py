@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ftune.quantities import format_count, format_score
+from ftune.quantities import LOWER_IS_BETTER, format_count, format_score
 from ftune.report.finished import Finished, read_runs
-from ftune.report.pairing import LOWER_IS_BETTER, Scores, paired, task_scores
+from ftune.report.pairing import Scores, paired, task_scores
 
 FIGURES = (
     "score",

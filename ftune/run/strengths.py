@@ -60,8 +60,8 @@ def _score(recipe: Recipe, inputs: Inputs, tuned: PreTrainedModel, who: str) -> 
     if settings.metric in TOKEN_METRICS:
         transform = TOKEN_METRICS[settings.metric]
         losses = evaluate.token_losses(tuned, examples, inputs.plan, f"test, {who}")
+        value = evaluate.token_score(settings.metric, losses.mean)
         with np.errstate(over="ignore"):
-            value = float(transform(np.array([losses.mean]))[0])
             return finite(value), as_list(evaluate.mean_loss_interval(losses, transform))
     scorer = inputs.function or settings.metric
     scored = evaluate.score(tuned, inputs.tokenizer, examples, scorer, settings.max_new_tokens, f"test, {who}")

@@ -27,7 +27,7 @@ def loss_task(
     before = evaluate.token_losses(base, examples, plan, f"test, base {metric}")
     after = evaluate.token_losses(tuned, examples, plan, f"test, tuned {metric}")
     with np.errstate(over="ignore", invalid="ignore"):  # see `finite`
-        zero_shot, found = (float(transform(np.array([losses.mean]))[0]) for losses in (before, after))
+        zero_shot, found = (evaluate.token_score(metric, losses.mean) for losses in (before, after))
         fall = evaluate.fall_interval(before, after, transform)
         intervals = [evaluate.mean_loss_interval(losses, transform) for losses in (before, after)]
     reason = NO_PROMPTS.format(metric=metric)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Watch:
             expected = np.array([labels.index(label_of(example)) for example in examples])
             return predict.score(metric, expected, predicted, len(labels))
         if metric in TOKEN_METRICS:
-            return float(TOKEN_METRICS[metric](np.array([loss]))[0])
+            return evaluate.token_score(metric, loss)
         if not self.answered:
             return None
         tokens = self.recipe.evaluation.max_new_tokens
@@ -84,12 +84,8 @@ def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None
     """Measure the base, before a method is on it; None where there are no validation rows, and so no evaluations."""
     if inputs.validation is None:
         return None
-    examples = inputs.validation.examples
-    answered = [example for example in examples if inputs.classes is None and evaluate.has_answer(example)]
-    if len(answered) > MOST_ANSWERED and recipe.evaluation.metric not in TOKEN_METRICS:
-        told = f"{MOST_ANSWERED} of {format_count(len(answered))} validation rows are answered at each evaluation"
-        note(f"{told}; the loss is that of all")
-    answered = answered[:: -(-len(answered) // MOST_ANSWERED) or 1]
+    is_answered = inputs.classes is None and recipe.evaluation.metric not in TOKEN_METRICS
+    answered = chosen_rows(inputs.validation.examples) if is_answered else []
     if inputs.plan.packing:
         comparing.prove_packing(base, recipe.model.attention)
     before = None
@@ -97,6 +93,16 @@ def begin(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> Watch | None
         before = probe.ask(base, inputs.tokenizer, inputs.probe, inputs.plan, "base")
     watch = Watch(recipe, inputs, answered, scorer_of(recipe, inputs, answered), before)
     return replace(watch, base=watch.line(base, 0, before))
+
+
+def chosen_rows(examples: Sequence[Example]) -> list[Example]:
+    """The rows with an answer, or MOST_ANSWERED of them, evenly spread."""
+    answered = [example for example in examples if evaluate.has_answer(example)]
+    if len(answered) <= MOST_ANSWERED:
+        return answered
+    told = f"{MOST_ANSWERED} of {format_count(len(answered))} validation rows are answered at each evaluation"
+    note(f"{told}; the loss is that of all")
+    return [answered[i * len(answered) // MOST_ANSWERED] for i in range(MOST_ANSWERED)]
 
 
 def scorer_of(recipe: Recipe, inputs: Inputs, answered: Sequence[Example]) -> str | Scorer:
@@ -124,7 +130,7 @@ class Selection:
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {"select": self.select, "step": self.step, "reason": self.reason}
+        return asdict(self)
 
 
 def choose(lines: Iterable[Line], metric: str, limit: float | None) -> Selection | None:
