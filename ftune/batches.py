@@ -97,6 +97,22 @@ def step_indices(step: int, mixture: Mixture, batch_size: int, seed: int) -> lis
     return indices
 
 
+def share(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deal examples out to `count` processes so that all have about as many tokens; some may get none.
+
+    Longest first, each to the process with the fewest tokens so far (Graham, 1969). The loss does not depend on it.
+    """
+    if count == 1:
+        return [list(range(len(lengths)))]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = tokens.index(min(tokens))
+        shares[least].append(i)
+        tokens[least] += lengths[i]
+    return shares
+
+
 def split(lengths: Sequence[int], max_tokens: int, packing: bool = True) -> list[list[int]]:
     """Cut examples into micro-batches of at most `max_tokens` tokens (one example may exceed it), longest first.
 

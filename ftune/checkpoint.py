@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftune import folder
+from ftune.engine import Engine, parted, whole
 from ftune.errors import UserError
 
 STATE = "state.json"
@@ -27,6 +28,44 @@ class Checkpoint:
     step: int
     inputs: dict[str, Any]
     optimizer_numbers: dict[str, int]
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds of parameters and, by `<parameter>/<what>`, of the optimizer's state."""
+
+    parameters: Tensors
+    moments: Tensors
+    numbers: dict[str, int]
+    processes: int
+
+
+def take(tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, engine: Engine) -> Snapshot:
+    """What there is now; what processes hold in parts is put together, so all of them must ask.
+
+    `tensors` are the trainable parameters and whatever else training changes, by name. Only the process that writes
+    keeps what was put together; the others drop it at once.
+    """
+    names = {id(parameter): name for name, parameter in tensors.items()}
+    snapshot = Snapshot({}, {}, {}, engine.count)
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach()).contiguous()
+        if engine.is_main:
+            snapshot.parameters[name] = gathered
+    for parameter, state in optimizer.state.items():
+        for what, value in state.items():
+            name = f"{names[id(parameter)]}/{what}"
+            if not isinstance(value, torch.Tensor):
+                # bitsandbytes counts its steps in one.
+                assert type(value) is int, f"{name} is neither tensor nor whole number: it would be lost"
+                snapshot.numbers[name] = value
+                continue
+            gathered = whole(value)
+            if engine.is_main:
+                # A table that several parameters share is written for each of them.
+                snapshot.moments[name] = gathered.clone() if gathered.is_contiguous() else gathered.contiguous()
+    return snapshot
 
 
 @dataclass(frozen=True)
@@ -37,45 +76,18 @@ class Keep:
     best: int | None = None
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> tuple[Tensors, dict[str, int]]:
-    """The optimizer's state by `<parameter>/<what>`: tensors, and whole numbers (bitsandbytes counts steps in one)."""
-    tensors: Tensors = {}
-    numbers: dict[str, int] = {}
-    for parameter, state in optimizer.state.items():
-        for what, value in state.items():
-            name = f"{names[id(parameter)]}/{what}"
-            if isinstance(value, torch.Tensor):
-                # A table that several parameters share is written for each of them.
-                tensors[name] = value.clone() if value.is_contiguous() else value.contiguous()
-            else:
-                assert type(value) is int, f"{name} is neither tensor nor whole number: it would be lost"
-                numbers[name] = value
-    return tensors, numbers
-
-
-def save(
-    checkpoints: Path,
-    step: int,
-    tensors: Mapping[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    inputs: dict[str, Any],
-    keep: Keep,
-) -> Path:
-    """Write one checkpoint whole; only then remove those that `keep` has no room for.
-
-    `tensors` are the trainable parameters and whatever else training changes, by name.
-    """
+def save(checkpoints: Path, step: int, snapshot: Snapshot, inputs: dict[str, Any], keep: Keep) -> Path:
+    """Write one checkpoint whole; only then remove those that `keep` has no room for."""
     target = path_of(checkpoints, step)
-    names = {id(parameter): name for name, parameter in tensors.items()}
     with folder.atomic_folder(target) as path:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path / PARAMETERS)
-        moments, numbers = _optimizer_state(optimizer, names)
-        save_file(moments, path / OPTIMIZER)
+        save_file(snapshot.parameters, path / PARAMETERS)
+        save_file(snapshot.moments, path / OPTIMIZER)
         state = {
             "format_version": folder.FORMAT_VERSION,
             "step": step,
             "inputs": inputs,
-            "optimizer_numbers": numbers,
+            "optimizer_numbers": snapshot.numbers,
+            "processes": snapshot.processes,
             "files": folder.checksums(path),
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -113,7 +125,9 @@ def _open(path: Path) -> Checkpoint:
             str(path),
             "remove this checkpoint to resume from the one before",
         )
-    return Checkpoint(path, state["step"], state["inputs"], state.get("optimizer_numbers", {}))
+    return Checkpoint(
+        path, state["step"], state["inputs"], state.get("optimizer_numbers", {}), state.get("processes", 1)
+    )
 
 
 @torch.no_grad()
@@ -126,7 +140,7 @@ def restore_tensors(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor])
             "the checkpoint's tensors are not this model's", str(checkpoint.path), "resume with the run's recipe"
         )
     for name, tensor in tensors.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(parted(saved[name], tensor))
 
 
 @torch.no_grad()
@@ -150,6 +164,6 @@ def _placed(value: torch.Tensor, what: str, parameter: torch.Tensor, optimizer: 
     """A state tensor where the optimizer keeps it: in paged memory, where bitsandbytes makes its buffers there."""
     make_buffer = getattr(optimizer, "get_state_buffer", None)
     if make_buffer is None or what not in ("state1", "state2"):
-        return value.to(parameter.device)
+        return parted(value, parameter)
     buffer: torch.Tensor = make_buffer(parameter, dtype=value.dtype)
     return buffer.copy_(value)

@@ -148,7 +148,9 @@ def train(
     loaded = recipes.load(recipe, overrides or ())
     from ftune.run import training
 
-    finish(training.train_run(loaded, resume, overwrite), loaded.output.dir, json)
+    document = training.train_run(loaded, resume, overwrite)
+    if document is not None:
+        finish(document, loaded.output.dir, json)
 
 
 @app.command()

@@ -41,7 +41,15 @@ def unexpected(error: Exception) -> RunError:
 
 
 def fail(error: FtuneError) -> NoReturn:
-    from ftune.console.streams import print_error
+    from ftune.console.streams import print_error, rank
 
-    print_error(error)
+    if rank() == 0 or is_its_own(error):
+        print_error(error)
     sys.exit(error.exit_code)
+
+
+def is_its_own(error: FtuneError) -> bool:
+    """Whether what one of several processes met is not what the first one meets and tells: a wrong recipe is the same
+    for all of them, and so is the end of another."""
+    engine = sys.modules.get("ftune.engine")
+    return engine is not None and engine.has_group() and not isinstance(error, engine.LostProcess | Interrupted)

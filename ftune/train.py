@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
 from ftune import attention, batches, schedule
 from ftune.batches import Features, MicroBatch
 from ftune.data import Example, Mixture
+from ftune.engine import Engine, whole
 from ftune.errors import RunError, UserError
 from ftune.methods.base import Method
 from ftune.objectives.base import Objective
@@ -78,7 +78,7 @@ class Job:
     method: Method
     objective: Objective
     optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
+    engine: Engine
     features: Features | None = None
     """What the body makes of the examples, where it never changes and was asked once."""
 
@@ -134,24 +134,50 @@ def attending(model: PreTrainedModel, packing: bool, name: str) -> Any:
     return attention.packed(model, name) if packing else nullcontext()
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Dropout of a step depends on seed and step alone: nothing to save, nothing that an evaluation could shift."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) % 2**63)
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Dropout depends on seed, step and process alone: nothing to save, nothing that an evaluation could shift."""
+    entropy = [seed, step, rank] if rank else [seed, step]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) % 2**63)
 
 
-def _accumulate(job: Job, parts: Sequence[MicroBatch], plan: TrainingPlan) -> tuple[float, int]:
+def _accumulate(job: Job, share: "_Share", plan: TrainingPlan) -> tuple[float, int]:
     """Add the gradients of a whole step: the sum of its losses over their number. Returns that loss and the number."""
-    weight = sum(job.objective.weight(part) for part in parts)
-    total = 0.0
-    for part in parts:
-        loss = job.objective.summed_loss(job.model, part.to(job.accelerator.device), plan.packing)
-        if not math.isfinite(value := loss.item()):
-            raise _NonFinite(part.row_ids)
-        job.accelerator.backward(loss / weight)
-        total += value
+    engine = job.engine
+    weight = round(engine.totals(sum(job.objective.weight(part) for part in share.parts))[0])
+    passes = [(part, 1.0) for part in share.parts] + [(part, 0.0) for part in share.fillers]
+    total, lost = 0.0, list[str]()
+    for number, (part, factor) in enumerate(passes, 1):
+        with engine.sharing_gradients(now=number == len(passes)):
+            loss = engine.passed(job.objective.summed_loss, job.model, part.to(engine.device), plan.packing)
+            if not math.isfinite(value := loss.item()):
+                lost += part.row_ids
+            engine.backward(loss * factor, weight)
+        total += value * factor
+    total = engine.totals(total)[0]
+    if not math.isfinite(total):
+        raise _NonFinite([row_id for rows in engine.gathered(lost) for row_id in rows])
     if (penalty := job.method.penalty(job.model)) is not None:
-        job.accelerator.backward(penalty)
+        engine.accelerator.backward(penalty)
     return total / weight, weight
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process computes of a step."""
+
+    parts: list[MicroBatch]
+    fillers: list[MicroBatch]
+    """Passes that weigh nothing: every process makes as many, since each takes part in all that is shared."""
+
+
+def _share(job: Job, examples: Sequence[Example], indices: Sequence[int], plan: TrainingPlan) -> _Share:
+    engine = job.engine
+    lengths = [len(examples[i].tokens) for i in indices]
+    own = batches.share(lengths, engine.count)[engine.rank]
+    parts = _parts(job.features, examples, [indices[k] for k in own], plan) if own else []
+    missing = engine.most(len(parts)) - len(parts)
+    shortest = indices[lengths.index(min(lengths))]
+    return _Share(parts, _parts(job.features, examples, [shortest], plan) * missing if missing else [])
 
 
 def _parts(
@@ -179,11 +205,11 @@ def _stop(step: int, what: str, row_ids: Sequence[str]) -> RunError:
     )
 
 
-def _gradient_norm(parameters: list[nn.Parameter], limit: float | None, accelerator: Accelerator) -> float:
+def _gradient_norm(parameters: list[nn.Parameter], limit: float | None) -> float:
     """The norm before clipping; the gradients are clipped to `limit` where one is given."""
     if limit is None:
-        return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    return float(accelerator.clip_grad_norm_(parameters, limit))
+        return float(whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+    return float(whole(nn.utils.clip_grad_norm_(parameters, limit)))
 
 
 def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int = 0) -> Iterator[Step]:
@@ -192,7 +218,7 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
     assert training.learning_rate is not None
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Its state lies where it belongs already; accelerate would copy it, out of paged memory too.
-    optimizer = job.accelerator.prepare(job.optimizer, device_placement=[False])
+    optimizer = job.engine.accelerator.prepare(job.optimizer, device_placement=[False])
     mixture = plan.mixture or Mixture.of([len(examples)], [1.0])
     per_epoch = schedule.steps_per_epoch(len(mixture), training.batch_size)
     model.train()
@@ -204,23 +230,23 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         indices = batches.step_indices(step, mixture, training.batch_size, plan.seed)
-        parts = _parts(job.features, examples, indices, plan)
-        seed_step(plan.seed, step)
+        share = _share(job, examples, indices, plan)
+        seed_step(plan.seed, step, job.engine.rank)
         optimizer.zero_grad(set_to_none=True)
         try:
             with attending(model, plan.packing and job.features is None, plan.attention):
-                loss, weight = _accumulate(job, parts, plan)
+                loss, weight = _accumulate(job, share, plan)
         except _NonFinite as error:
             raise _stop(step, "loss", error.row_ids) from None
-        norm = _gradient_norm(parameters, training.max_grad_norm, job.accelerator)
+        norm = _gradient_norm(parameters, training.max_grad_norm)
         row_ids = [examples[i].row_id for i in indices]
         if not math.isfinite(norm):
             raise _stop(step, "gradient", row_ids)
         optimizer.step()
         told = job.method.after_step(model, step, plan.total_steps)
-        tokens = sum(map(len, parts))
+        tokens = sum(len(examples[i].tokens) for i in indices)
         speed = tokens / (time.perf_counter() - began)
-        memory = peak_memory(job.accelerator.device)
+        memory = peak_memory(job.engine.device)
         yield Step(step, step / per_epoch, loss, norm, rate, weight, tokens, speed, memory, row_ids, told)
 
 

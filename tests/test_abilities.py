@@ -1,11 +1,13 @@
 """The table that `ftune methods` prints, cell by cell: each yes works, each no is refused by name."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, run, save_base, write_recipe
 from method_kit import ROWS, SETTINGS, logits, randomize
 
-from ftune import comparing, quantized, recipe
+from ftune import comparing, engine, quantized, recipe
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.artifacts.serving import obstacle_in_vllm
@@ -90,6 +92,32 @@ def packing(workspace, name):
     return True
 
 
+def sharding(workspace, name):
+    """The gradients of a model held in parts, here all of them in one process, are those of the whole model."""
+    if is_refused(workspace, name, training={"parallel": "fsdp"}):
+        return False
+    found = []
+    with only_process():
+        for is_sharded in (False, True):
+            model = attached(name)
+            if is_sharded:
+                engine.shard(model, torch.device("cpu"))
+            model(torch.tensor([ROWS[1]]), use_cache=False).logits.square().mean().backward()
+            found.append({parameter: engine.whole(p.grad) for parameter, p in trainable(model).items()})
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
+    return True
+
+
+@contextmanager
+def only_process():
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def saved(workspace, name):
     """The adapter_config.json that is written beside the weights; None where there is none."""
     if METHODS[name].trains_base:
@@ -109,7 +137,7 @@ def vllm(workspace, name):
 
 
 CELLS = {"merging": merging, "quantized": quantized_base, "checkpointing": checkpointing, "packing": packing}
-CELLS |= {"peft": peft, "vllm": vllm}
+CELLS |= {"sharding": sharding, "peft": peft, "vllm": vllm}
 
 
 @pytest.mark.parametrize("ability", ABILITIES)

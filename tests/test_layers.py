@@ -32,6 +32,7 @@ LAYERS = [
     "classifier",
     "methods",
     "objectives",
+    "engine",
     "checkpoint",
     "train",
     "features",

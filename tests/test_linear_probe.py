@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import CHAT_ROWS, make_model, make_tokenizer, save_base, write_recipe, write_rows
 from safetensors.torch import load_file
 from test_methods import randomize
@@ -15,6 +14,7 @@ from ftune import attention, batches, classifier, comparing, data, features, fol
 from ftune.artifacts import files
 from ftune.classifier import Classes
 from ftune.data import Rules
+from ftune.engine import Engine
 from ftune.methods.base import trainable
 from ftune.methods.head import method_of
 from ftune.objectives import OBJECTIVES, classification, sft
@@ -143,7 +143,7 @@ def test_training_on_features_is_training_through_the_frozen_body(tmp_path, obje
         plan = plan_of(steps=5)
         found = features.features_of(source(probed, objective), examples) if on_features else None
         optimizer = train.make_optimizer(probed, plan.training)
-        job = train.Job(probed, method, objective, optimizer, Accelerator(cpu=True), found)
+        job = train.Job(probed, method, objective, optimizer, Engine(), found)
         steps = list(train.train(job, examples, plan))
         assert all(torch.equal(dict(probed.named_parameters())[name], p) for name, p in body)
         loss = train.mean_loss(probed, examples, plan, objective.token_losses, found)

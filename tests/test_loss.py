@@ -10,6 +10,7 @@ from torch.nn import functional
 from ftune import attention, batches, data, loss, train
 from ftune.chat import Tokens
 from ftune.data import Example
+from ftune.engine import Engine
 from ftune.methods import METHODS
 from ftune.model import head
 from ftune.objectives import sft
@@ -84,14 +85,13 @@ def rows(tmp_path):
 
 
 def one_step(examples, tokens, packing=True, **training):
-    from accelerate import Accelerator
 
     model = make_model()
     section = TrainingSection(
         learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training
     )
     plan = train.TrainingPlan(section, 1, packing, "auto", 0)
-    job = train.Job(model, METHODS["full"], sft, train.make_optimizer(model, section), Accelerator(cpu=True))
+    job = train.Job(model, METHODS["full"], sft, train.make_optimizer(model, section), Engine())
     [step] = train.train(job, examples, plan)
     return step, {name: p.detach().clone() for name, p in model.named_parameters()}
 

@@ -1,6 +1,7 @@
 """The two streams: results on stdout, everything else on stderr; errors, notes and warnings go through here."""
 
 import codecs
+import os
 import sys
 from functools import cache
 from typing import TextIO
@@ -23,9 +24,16 @@ def results() -> Console:
 
 @cache
 def messages() -> Console:
-    """Progress, notes, warnings and errors (stderr); one object, so that they print above a live bar."""
+    """Progress, notes, warnings and errors (stderr); one object, so that they print above a live bar.
+
+    Of several processes that share a run the first one speaks."""
     _never_fail_on_a_symbol(sys.stderr)
-    return Console(stderr=True, highlight=False, emoji=False)
+    return Console(stderr=True, highlight=False, emoji=False, quiet=rank() != 0)
+
+
+def rank() -> int:
+    """Which of a launcher's processes this is; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def is_live() -> bool:
@@ -35,12 +43,14 @@ def is_live() -> bool:
 
 
 def print_error(error: FtuneError) -> None:
-    """Every problem of the error: what is wrong, where, what to try."""
+    """Every problem of the error: what is wrong, where, what to try; from any process, whose number is told."""
+    messages().quiet = False
     label, colour = {
         ExitCode.INTERRUPTED: ("stopped", "yellow"),
         ExitCode.TERMINATED: ("stopped", "yellow"),
         ExitCode.RUN_FAILED: ("failed", "red"),
     }.get(error.exit_code, ("error", "red"))
+    label = f"process {rank()} {label}" if rank() else label
     if len(error.problems) == 1:
         _print_message(label, colour, format_problem(error.problems[0]))
         return

@@ -20,6 +20,7 @@ ABILITY_HEADINGS = (
     ("quantized", "4 bits"),
     ("checkpointing", "recompute"),
     ("packing", "packing"),
+    ("sharding", "FSDP"),
     ("peft", "PEFT files"),
     ("vllm", "in vLLM"),
 )

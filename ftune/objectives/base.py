@@ -1,7 +1,8 @@
 """The shape an objective has, and what its loss is computed from."""
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,19 @@ from ftune.batches import MicroBatch
 from ftune.model import hidden_states
 
 Places = Callable[[MicroBatch], tuple[torch.Tensor, torch.Tensor]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def forward_pass(function: F) -> F:
+    """A function that uses a model's body and head one after the other, as one forward pass of the model: where
+    processes hold parts of it (FSDP), they are put together around the whole."""
+
+    @wraps(function)
+    def passed(model: PreTrainedModel, *args: Any) -> Any:
+        within = getattr(model, "within", None)
+        return function(model, *args) if within is None else within(function, *args)
+
+    return cast(F, passed)
 
 
 class Objective(Protocol):

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from ftune.batches import MicroBatch
 from ftune.model import head
-from ftune.objectives.base import states_and_targets
+from ftune.objectives.base import forward_pass, states_and_targets
 
 
 def places(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,12 +15,14 @@ def places(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     return positions, batch.labels[0, positions]
 
 
+@forward_pass
 def row_logits(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
     """(rows, labels) float32."""
     pooled, _ = states_and_targets(model, batch, packing, places)
     return head(model)(pooled).float()
 
 
+@forward_pass
 def token_losses(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
     """The loss of every row in nats: (rows,) float32."""
     pooled, targets = states_and_targets(model, batch, packing, places)

@@ -6,13 +6,14 @@ from transformers import PreTrainedModel
 from ftune import loss
 from ftune.batches import MicroBatch
 from ftune.model import head
-from ftune.objectives.base import states_and_targets
+from ftune.objectives.base import forward_pass, states_and_targets
 
 
 def places(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     return loss.predicting_positions(batch.labels)
 
 
+@forward_pass
 def token_losses(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
     """The loss of every supervised token in nats: (supervised tokens,) float32."""
     hidden, targets = states_and_targets(model, batch, packing, places)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftune import chat, classifier, evaluate, folder, predict, quantized
@@ -15,6 +14,7 @@ from ftune import model as models
 from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
 from ftune.data import LABELLED, BadRow, Example, Rules, SourceRow, make_example
+from ftune.engine import single_device
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods.head import method_of
@@ -120,7 +120,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
         check_untouched(target.run)
     settings = target.recipe.model_copy(update={"model": target.model})
     inputs = replace(require(settings), tokenizer=tokenizer_of(target))
-    device = Accelerator().device
+    device = single_device()
     forced = forced_base(target)
     tuned, keys_loaded, method = load_tuned(target, device)
     base = load_base(target, device)
@@ -165,7 +165,7 @@ def merge_target(
     beside = target.run.path / ending if target.run else target.adapter.with_name(f"{target.adapter.name}-{ending}")
     chosen = output or beside
     make_room(chosen, overwrite)
-    device = Accelerator().device
+    device = single_device()
     merge = requantized.merge if is_quantized else proof.merge
     forced_base(target)
     tokenizer = tokenizer_of(target)
@@ -186,7 +186,7 @@ def make_room(output: Path, overwrite: bool) -> None:
 
 def generate_from(target: Target, prompt: str, max_new_tokens: int) -> str:
     """One greedy answer to one prompt; of a classifier, the label and its probability."""
-    tuned, _, _ = load_tuned(target, Accelerator().device)
+    tuned, _, _ = load_tuned(target, single_device())
     tokenizer = tokenizer_of(target)
     if models.is_classifier(tuned):
         return _label_for(tuned, tokenizer, prompt)

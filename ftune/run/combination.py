@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ftune import model as models
@@ -15,6 +14,7 @@ from ftune.artifacts import combined, combining, companions
 from ftune.artifacts.combined import Parts
 from ftune.artifacts.combining import Combination
 from ftune.console.streams import warn
+from ftune.engine import single_device
 from ftune.errors import Problem, UserError
 from ftune.recipe import ModelSection, Recipe
 from ftune.run import evidence
@@ -57,7 +57,7 @@ def merge_several(targets: Sequence[Target], output: Path | None, how: Combinati
     if forced:
         warn(f"going on with another base than was trained on ({', '.join(forced)} differs), as --force asks")
     make_room(output, overwrite)
-    device = Accelerator().device
+    device = single_device()
 
     def measure(path: Path) -> list[dict[str, Any]]:
         return [beside_parent(target, path, device) for target in targets]

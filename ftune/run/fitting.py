@@ -3,19 +3,19 @@
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ftune import checkpoint, features, folder, schedule, train
 from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
+from ftune.engine import Engine, telling_lost_processes
 from ftune.errors import ExitCode, Interrupted, RunError, UserError
 from ftune.folder import RunFolder
 from ftune.methods.base import training_state
@@ -53,7 +53,7 @@ def fit(
     settings: Recipe,
     inputs: Inputs,
     model: PreTrainedModel,
-    accelerator: Accelerator,
+    engine: Engine,
     run: RunFolder,
     made_from: dict[str, Any],
     watch: Watch | None,
@@ -61,30 +61,34 @@ def fit(
 ) -> Selection:
     """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way.
 
-    The model is left at the step that is kept: the last, or the best of those that were evaluated.
+    The model is left at the step that is kept: the last, or the best of those that were evaluated. Of several processes
+    all train and evaluate, and one writes.
     """
     training, total = settings.training, inputs.plan.total_steps
     optimizer = train.make_optimizer(model, training)
     state = training_state(model)
-    start = resume_from(run, state, optimizer, made_from)
+    start = resume_from(run, state, optimizer, made_from, engine)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
-    job = train.Job(model, method, objective, optimizer, accelerator)
+    job = train.Job(model, method, objective, optimizer, engine)
     validation_features = None
     if method.trains_head_alone:
         shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
         shaped["held_as"] = settings.model.model_dump(mode="json", exclude={"base", "revision", "chat_template"})
         source = features.Source(model, objective, inputs.plan, shaped, lambda: stop_if_asked(stop, run))
-        job = replace(job, features=features.features_of(source, inputs.train.examples))
-        if inputs.validation is not None:
-            validation_features = features.features_of(source, inputs.validation.examples)
+        with engine.main_first():
+            job = replace(job, features=features.features_of(source, inputs.train.examples))
+            if inputs.validation is not None:
+                validation_features = features.features_of(source, inputs.validation.examples)
     selects_best = training.select == "best"
     steps = train.train(job, inputs.train.examples, inputs.plan, start)
-    with run.metrics.open("a", encoding="utf-8") as metrics, training_progress(total, start) as progress:
+    opened = run.metrics.open("a", encoding="utf-8") if engine.is_main else nullcontext()
+    with opened as metrics, training_progress(total, start) as progress:
 
         def write(line: Line) -> None:
-            metrics.write(json.dumps(dict(line)) + "\n")
-            metrics.flush()
+            if metrics is not None:
+                metrics.write(json.dumps(dict(line)) + "\n")
+                metrics.flush()
 
         if watch is not None and start == 0:
             write(watch.base)
@@ -95,13 +99,16 @@ def fit(
             if watch is not None and is_evaluated:
                 write(watch.look(model, step.step, validation_features))
             is_kept = schedule.is_due(step.step, total, training.checkpoint_every, per_epoch)
-            if stop.signal is not None or is_kept or (is_evaluated and selects_best):
-                best = chosen(settings, run, step.step).step if selects_best else None
-                keep = Keep(training.keep_checkpoints, best)
-                checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, keep)
-            if stop.signal is not None:
-                raise interrupted(stop.signal, step.step, total, run)
-    selection = chosen(settings, run, total)
+            stopped_by = engine.most(stop.signal or 0)
+            if stopped_by or is_kept or (is_evaluated and selects_best):
+                snapshot = checkpoint.take(state, optimizer, engine)
+                if engine.is_main:
+                    best = chosen(settings, run, step.step).step if selects_best else None
+                    keep = Keep(training.keep_checkpoints, best)
+                    checkpoint.save(run.checkpoints, step.step, snapshot, made_from, keep)
+            if stopped_by:
+                raise interrupted(stopped_by, step.step, total, run)
+    selection: Selection = engine.from_main(chosen(settings, run, total) if engine.is_main else None)
     if selection.step != total:
         checkpoint.restore_tensors(checkpoint.at(run.checkpoints, selection.step), state)
         note(f"keeping step {selection.step} of {total}: {selection.reason}")
@@ -121,7 +128,8 @@ def chosen(settings: Recipe, run: RunFolder, step: int) -> Selection:
 def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
     """The steps; running out of memory becomes an error that says what to change."""
     try:
-        yield from steps
+        with telling_lost_processes():
+            yield from steps
     except torch.OutOfMemoryError as error:
         hint = "lower training.micro_batch_tokens (the result stays), or set training.gradient_checkpointing: true"
         raise RunError("out of memory", "training", hint) from error
@@ -141,9 +149,13 @@ def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupt
     return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
 
 
-def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]) -> int:
+def resume_from(
+    run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any], engine: Engine
+) -> int:
     """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
-    found = checkpoint.latest(run.checkpoints)
+    found: checkpoint.Checkpoint | None = engine.from_main(
+        checkpoint.latest(run.checkpoints) if engine.is_main else None
+    )
     step = 0
     if found is not None:
         if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
@@ -153,7 +165,10 @@ def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, ma
         checkpoint.restore(found, state, optimizer)
         step = found.step
         note(f"resuming after step {step}")
-    if run.metrics.exists():
+        if found.processes != engine.count:
+            counts = f"{found.processes} before, {engine.count} now"
+            note(f"another number of processes ({counts}): the same run, but not to the bit, and with other dropout")
+    if engine.is_main and run.metrics.exists():
         lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
         folder.write_json_lines(run.metrics, lines)
     return step

@@ -1,7 +1,7 @@
 """Everything a recipe names, read and checked before anything is loaded or written; every problem at once."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ftune.artifacts import files, proof
 from ftune.classifier import Classes
 from ftune.clean import Twin
 from ftune.data import Dataset, Mixture, findings
+from ftune.engine import whole
 from ftune.errors import Problem, UserError
 from ftune.evaluate import FunctionMetric, Previous
 from ftune.methods import METHODS
@@ -181,11 +182,26 @@ def check_abilities(recipe: Recipe) -> None:
         what = f"{name} trains the base's own weights, which a quantized base cannot hold"
         hint = "use quantization: none, or a method that leaves the base as it is, such as qlora"
         problems.append(Problem(what, f"model.quantization: {recipe.model.quantization}", hint))
+    if recipe.training.parallel == "fsdp":
+        problems += unshardable(recipe)
     if recipe.training.gradient_checkpointing is True and not (abilities.checkpointing or recipe.data.packing):
         what = f"{name} without packing loses its prefix when activations are computed again"
         problems.append(Problem(what, "training.gradient_checkpointing", "set data.packing: true, or this to false"))
     if problems:
         raise UserError.collect(problems)
+
+
+def unshardable(recipe: Recipe) -> Iterator[Problem]:
+    """Why processes cannot each hold a part of this run's model."""
+    where, hint = "training.parallel: fsdp", "use ddp, where every process holds the whole model"
+    name = recipe.method.name
+    if obstacle := METHOD_NAMES[name].abilities.obstacle_to_sharding:
+        yield Problem(f"{name} cannot be shared out: {obstacle}", where, hint)
+    if recipe.model.quantization != "none":
+        yield Problem("the packed weights of a quantized base cannot be cut into parts", where, hint)
+    if recipe.training.optimizer not in ("auto", "adamw", "sgd"):
+        what = f"the state of {recipe.training.optimizer} cannot be cut into parts"
+        yield Problem(what, where, "use optimizer: adamw, whose state is then shared out")
 
 
 def digests(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
@@ -223,11 +239,13 @@ def attach_method(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> dict
 
 @torch.no_grad()
 def hashes(module: torch.nn.Module) -> dict[str, int]:
-    """A 64-bit hash of every weight's bits, computed where it lies: equal before and after means unchanged."""
+    """A 64-bit hash of every weight's bits, computed where it lies: equal before and after means unchanged.
+
+    Where processes hold parts, all of them must ask."""
     tensors: dict[str, torch.Tensor] = dict(module.named_parameters())
     for path, layer in quantized.layers(module):
         tensors |= {f"{path}.weight.{name}": constant for name, constant in quantized.constants(layer).items()}
     return {
-        name: int(torch.hash_tensor(tensor.data).view(torch.int64)) if tensor.numel() else 0
+        name: int(torch.hash_tensor(whole(tensor.data)).view(torch.int64)) if tensor.numel() else 0
         for name, tensor in tensors.items()
     }

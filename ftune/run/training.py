@@ -2,11 +2,11 @@
 
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
@@ -15,60 +15,87 @@ from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.audit import print_audit
 from ftune.console.streams import messages, note
+from ftune.engine import Engine, whole
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
-from ftune.methods.base import trainable
+from ftune.methods.base import copy_strictly, trainable, training_state
 from ftune.recipe import Recipe
 from ftune.run import evidence, watching
 from ftune.run.fitting import fit, stopping_on_signals
 from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
 from ftune.settings import METHOD_NAMES
 
-RESUMABLE = ("gates.", "evaluation.")
+RESUMABLE = ("gates.", "evaluation.", "training.parallel")
 """Parts of a recipe that may change before a run is resumed: they do not touch training."""
 
 
-def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """The whole story of a run; returns its report."""
+def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+    """The whole story of a run; returns its report. Of several processes one tells it to the end; others get None."""
     settings = resolve(settings)
     run = RunFolder(settings.output.dir)
-    check_folder(run, settings, resume, overwrite)
-    if resume and run.is_complete:
-        note(f"already complete: {run.path}, nothing to do")
-        return {**folder.read_json(run.report), "already_complete": True}
-    inputs = require(settings)
-    print_audit(inputs.account(), messages())
-    if told := inputs.prediction.told_targets():
-        note(told)
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise UserError("several processes are not available in this version", "training.parallel", "start one process")
     began = time.perf_counter()
-    model = load_base(settings, inputs, accelerator.device)
+    engine = Engine(settings.training.parallel)
+    if engine.is_main:
+        check_folder(run, settings, resume, overwrite)
+    if engine.from_main(resume and engine.is_main and run.is_complete):
+        note(f"already complete: {run.path}, nothing to do")
+        return {**folder.read_json(run.report), "already_complete": True} if engine.is_main else None
+    with engine.main_first():
+        inputs = require(settings)
+    print_audit(inputs.account(), messages())
+    for told in (inputs.prediction.told_targets(), engine.told()):
+        if told:
+            note(told)
+    model = load_base(settings, inputs, engine.loading_device)
     watch = watching.begin(settings, inputs, model)
     before = attach_method(settings, inputs, model)
-    with folder.lock(run.path):
-        if overwrite:
-            clear(run)
-        if not resume:
-            folder.write_text(run.recipe, recipe.dump(settings))
-        folder.write_json(run.plan, inputs.prediction.as_dict())
-        folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
-        made_from = digests(settings, inputs)
+    engine.hold(model, before)
+    with folder.lock(run.path) if engine.is_main else nullcontext():
+        if engine.is_main:
+            begin(settings, inputs, run, resume, overwrite)
+        made_from = engine.from_main(digests(settings, inputs) if engine.is_main else None)
         with stopping_on_signals() as stop:
-            selection = fit(settings, inputs, model, accelerator, run, made_from, watch, stop)
+            selection = fit(settings, inputs, model, engine, run, made_from, watch, stop)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
-        record["optimizer"] = train.resolve_optimizer(settings.training.optimizer, accelerator.device)
+        record |= {"optimizer": train.resolve_optimizer(settings.training.optimizer, engine.device)}
         live = proof.reference(model)
+        model = unsharded(settings, inputs, model, engine)
+        engine.close()
+        if not engine.is_main:
+            return None
         save(settings, inputs, model, run, made_from)
         del model
-        measured, proved = measure(settings, inputs, run, live, accelerator.device)
-        cost = cost_of(run, inputs, time.perf_counter() - began, accelerator.device)
+        measured, proved = measure(settings, inputs, run, live, engine.device)
+        cost = cost_of(run, inputs, time.perf_counter() - began, engine.device)
         document = report_of(settings, inputs, measured, proved, cost)
         document |= {"path": watching.path(folder.read_json_lines(run.metrics)), "selection": selection.as_dict()}
-        finish(settings, inputs, run, document, measured, record, made_from, accelerator.device)
+        record |= {"processes": engine.count, "parallel": engine.strategy}
+        finish(settings, inputs, run, document, measured, record, made_from, engine.device)
     return document
+
+
+def begin(settings: Recipe, inputs: Inputs, run: RunFolder, resume: bool, overwrite: bool) -> None:
+    """The files that a run has from its start."""
+    if overwrite:
+        clear(run)
+    if not resume:
+        folder.write_text(run.recipe, recipe.dump(settings))
+    folder.write_json(run.plan, inputs.prediction.as_dict())
+    folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
+
+
+def unsharded(settings: Recipe, inputs: Inputs, model: PreTrainedModel, engine: Engine) -> PreTrainedModel:
+    """The trained model in one piece, in the process that writes it: the base again, with what was trained on it."""
+    if not engine.holds_parts:
+        return model
+    trained = {name: whole(tensor.detach()) for name, tensor in training_state(model).items()}
+    if not engine.is_main:
+        return model
+    plain = load_base(settings, inputs, engine.device)
+    attach_method(settings, inputs, plain)
+    copy_strictly(training_state(plain), trained)
+    return plain
 
 
 def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ftune import comparing, folder
 from ftune import model as models
 from ftune.artifacts import checks, companions, distance, files, proof
 from ftune.artifacts.checks import Check, Expected
+from ftune.engine import single_device
 from ftune.errors import FtuneError
 from ftune.folder import RunFolder
 from ftune.run.afterwards import check_base, forced_base, load_base, load_tuned, whole_model
@@ -25,7 +25,7 @@ def verify_target(target: Target) -> dict[str, Any]:
     forced: list[str] = []
     try:
         forced = forced_base(target)
-        for check in _prove(target, forced, Accelerator().device):
+        for check in _prove(target, forced, single_device()):
             found.append(check)  # one by one: those before an error are told too
     except FtuneError as error:
         found.append(Check("load", False, str(error)))

@@ -40,6 +40,8 @@ class Abilities:
     packing: bool = True
     peft: bool = True
     """It is saved in PEFT's layout."""
+    obstacle_to_sharding: str = ""
+    """Why its model cannot be held in parts (FSDP); empty when it can."""
     vllm: bool = False
     """vLLM serves what is saved as it is, by the method's defaults (the others once they are merged)."""
 
@@ -47,8 +49,12 @@ class Abilities:
     def merging(self) -> bool:
         return not self.obstacle_to_merging
 
+    @property
+    def sharding(self) -> bool:
+        return not self.obstacle_to_sharding
 
-ABILITIES = ("merging", "quantized", "checkpointing", "packing", "peft", "vllm")
+
+ABILITIES = ("merging", "quantized", "checkpointing", "packing", "sharding", "peft", "vllm")
 """The columns of the table that `ftune methods` prints."""
 
 
@@ -73,7 +79,7 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         "trains a new head on frozen features, which are computed once; the fastest",
         (),
         LinearProbeSettings,
-        Abilities(peft=False),
+        Abilities(peft=False, obstacle_to_sharding="its head is small, and its features are computed once"),
     ),
     "lora": Entry(
         "trains low-rank matrices beside the linear layers; the usual choice",
@@ -85,10 +91,15 @@ METHOD_NAMES: Mapping[str, Entry[MethodSettings]] = {
         "is lora over a base in 4 bits; for a model that hardly fits",
         ("2305.14314",),
         QloraSettings,
-        Abilities(vllm=True),
+        Abilities(vllm=True, obstacle_to_sharding="its base is packed into 4 bits, which cannot be cut into parts"),
     ),
     "dora": Entry("is lora for the direction of each weight, plus its magnitude", ("2402.09353",), DoraSettings),
-    "adalora": Entry("spends a shrinking rank budget where it matters most", ("2303.10512",), AdaloraSettings),
+    "adalora": Entry(
+        "spends a shrinking rank budget where it matters most",
+        ("2303.10512",),
+        AdaloraSettings,
+        Abilities(obstacle_to_sharding="its budget is allocated over all ranks of all layers at once"),
+    ),
     "vera": Entry("trains two vectors over shared random matrices; very small adapters", ("2310.11454",), VeraSettings),
     "ia3": Entry("trains scales of keys, values and MLP activations", ("2205.05638",), Ia3Settings),
     "bitfit": Entry("trains the biases alone", ("2106.10199",), BitfitSettings, Abilities(peft=False)),
