@@ -8,11 +8,11 @@ rehearsal none with the forgetting probe. Run it as `python scripts/make_quickst
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from base_skills import PRACTISED, SKILLS, drill, made_up_story
+from base_skills import PRACTISED, SKILLS
 from base_words import COLORS, DAYS, FOODS, NAMES, QUALITIES, ROOMS, THINGS
 
 from ftune.clean import Contamination, Item
@@ -21,7 +21,8 @@ LISTS = ["shopping", "packing", "party"]
 LEVELS = ["low", "medium", "high"]
 DOORS = ["front", "back", "side", "garage"]
 Call = tuple[str, dict[str, Any]]
-HARD_TO_KEEP = {"copy": 3}
+SEED = 20261122
+HARD_TO_KEEP = {"copy": 5, "arithmetic": 2}
 """Rehearsal rows of a skill, as a multiple of the others': what is copied often looks like the requests of the task."""
 
 
@@ -158,7 +159,7 @@ def conversation(request: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]}
 
 
-def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any]]:
+def make_rehearsal(per_skill: int, seed: int, probe: Path, multiples: Mapping[str, int]) -> list[dict[str, Any]]:
     """Rows of every skill that the probe asks for; none holds what the probe asks, in other words around it either."""
     rng = random.Random(seed)
     items = [json.loads(line) for line in probe.read_text(encoding="utf-8").splitlines()]
@@ -167,7 +168,7 @@ def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any
     taken = {question for question, _ in asked}
     rows: list[dict[str, Any]] = []
     for name, skill in SKILLS.items():
-        wanted = len(rows) + (0 if name in PRACTISED else per_skill * HARD_TO_KEEP.get(name, 1))
+        wanted = len(rows) + (0 if name in PRACTISED else per_skill * multiples.get(name, 1))
         while len(rows) < wanted:
             [(request, answer)] = skill(rng)
             if request not in taken and not probed.find([request], [answer]):
@@ -177,30 +178,21 @@ def make_rehearsal(per_skill: int, seed: int, probe: Path) -> list[dict[str, Any
     return rows
 
 
-def make_prose(count: int, seed: int) -> list[dict[str, Any]]:
-    """Plain text, half of it stories and half repetitions, from which the base learned to copy."""
-    rng = random.Random(seed)
-    texts = [made_up_story(rng) if i % 2 else "".join(drill(rng)) for i in range(count)]
-    return [{"text": text} for text in texts]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[1] / "recipes" / "quickstart"
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--train", type=int, default=4000, help="training rows")
     parser.add_argument("--test", type=int, default=300, help="test rows")
-    parser.add_argument("--rehearsal", type=int, default=300, help="rehearsal rows of most skills")
-    parser.add_argument("--prose", type=int, default=800, help="rehearsal rows of plain text")
-    parser.add_argument("--seed", type=int, default=20261122)
+    parser.add_argument("--rehearsal", type=int, default=200, help="rehearsal rows of most skills")
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
 
     rows = make_rows(options.train + options.test, options.seed)
     parts = {
         "train.jsonl": rows[: options.train],
         "test.jsonl": rows[options.train :],
-        "rehearsal.jsonl": make_rehearsal(options.rehearsal, options.seed, options.output / "probe.jsonl"),
-        "prose.jsonl": make_prose(options.prose, options.seed),
+        "rehearsal.jsonl": make_rehearsal(options.rehearsal, options.seed, default / "probe.jsonl", HARD_TO_KEEP),
     }
     options.output.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():

@@ -43,7 +43,7 @@ MISTAKES = {
     "wrong role": ([], wrong_role, ["train.jsonl, line 2", "asistant"]),
     "wrong target": (["method.target_modules=[nope]"], None, ["'nope' matches no linear module", "q_proj"]),
     "half precision on a CPU": (["model.dtype=float16"], None, ["float16", "bfloat16"]),
-    "not there yet": (["training.parallel=ddp"], None, ["training.parallel", "not available"]),
+    "not there yet": (["model.attention=flash_attention_2"], None, ["model.attention", "not available"]),
     "gate without a test set": (["gates.min_score=0.5"], None, ["gates.min_score", "data.test"]),
     "unknown option": (["--nonsense"], None, ["--nonsense"]),
 }

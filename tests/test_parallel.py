@@ -230,10 +230,51 @@ def test_what_one_process_does_is_refused_to_several(place, alone, monkeypatch):
     assert "only ftune train shares its work" in done.stderr
 
 
+BIN = Path(sys.executable).parent
+ACCELERATE = [BIN / "accelerate", "launch", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+NODE = [BIN / "torchrun", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "7", "--rdzv_backend", "c10d"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "way", "told"),
+    [
+        ([*ACCELERATE, "--use_fsdp", "--fsdp_version", "2"], "fsdp", "2 processes, each with a part of the model"),
+        ([*ACCELERATE, "--cpu"], "auto", "accelerate launch started one process; several are started with torchrun"),
+    ],
+)
+def test_accelerate_launch_does_what_is_said(place, launcher, way, told):
+    """It starts one process on a CPU, whatever the number; the run says so."""
+    name = f"accelerate-{way}"
+    done = by(launcher, place, name, way).communicate(timeout=120)
+    assert told in done[1], done
+    assert len(metrics(place / name)) == 2
+
+
+def test_two_nodes_train_as_one(place, alone):
+    """Two agents of torchrun, each with a process of its own."""
+    nodes = [by([*NODE, "--rdzv_endpoint", f"127.0.0.1:{PORT}"], place, "nodes", "fsdp") for _ in range(2)]
+    for node in nodes:
+        _, told = node.communicate(timeout=120)
+        assert node.returncode == 0, told
+    assert_same_run(place / "nodes", alone("nodes-one", LORA, *SHORT))
+
+
+SHORT = [*LIKE, "training.max_steps=2"]
+PORT = 20000 + os.getpid() % 10000
+
+
+def by(launcher, place, name, way):
+    """A run of two steps that another program starts."""
+    command = [*launcher, "-m", "ftune", "train", place / "recipe.yaml", *overrides(name, LORA, way, *SHORT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 def started(folder, count, *arguments):
     """The processes of a run, started one by one: each one's exit code can be seen."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(20000 + os.getpid() % 10000), "PYTHONUNBUFFERED": "1"}
+    environment |= {"MASTER_PORT": str(PORT + 1), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "ftune", "train", str(folder / "recipe.yaml"), *arguments]
     return [
         subprocess.Popen(

@@ -147,7 +147,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
         "method: {name: lora, rank: 0}\n"
         "objective: dpo\n"
         "data:\n  validation: 1.5\n  packing: 3\n  packing: true\n"
-        "training:\n  seed: !x 1\n  learning_rte: 1\n  parallel: ddp\n"
+        "training:\n  seed: !x 1\n  learning_rte: 1\n  parallel: dpp\n"
     )
     problems = problems_of(write(text), ["gates.min_score=high", "foo"])
     places = [problem.where.partition("recipe.yaml:")[2] or problem.where for problem in problems]
@@ -171,7 +171,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 
 NOT_YET = """
 model.attention=flash_attention_2
-training.parallel=ddp | output.trackers=[wandb]
+output.trackers=[wandb]
 """
 
 
