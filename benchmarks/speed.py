@@ -1,0 +1,173 @@
+"""Training speed and memory beside peers: interleaved runs of the same rows, each in a process of its own.
+
+    python benchmarks/speed.py                       LoRA in float32 and bfloat16, beside TRL padded and padding-free
+    python benchmarks/speed.py --cases quick         a few steps of a tiny shape, to see that it works
+    python benchmarks/speed.py --write               writes docs/performance.md's tables from the results
+
+Medians of --runs runs; the losses of every side must agree. Wants an idle machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from workload import SHAPES, VOCABULARY
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "speed.json"
+PAGE = REPOSITORY / "docs" / "performance.md"
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+PEERS = ["trl, padded", "trl, padding-free"]
+SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}
+"""How far losses may lie apart, relative."""
+CASES: dict[str, list[dict[str, Any]]] = {
+    "quick": [{"shape": "tiny", "steps": 3}],
+    "lora": [{"dtype": "float32"}, {"dtype": "bfloat16"}],
+    "full": [{"method": "full", "dtype": "float32"}],
+    "shapes": [{"shape": "gpt2"}, {"shape": "qwen2"}],
+    "equal": [{"length": 180}],
+}
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", REPOSITORY / "benchmarks" / "sides.py", json.dumps(case)]
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case}: {done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
+    """A B C A B C ...: each side's medians, and how often ftune's they are."""
+    sides = ["ftune", *PEERS]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(num_runs):
+        for side in sides:
+            found = run({**case, "side": side})
+            runs[side].append(found)
+            print(f"{number + 1} {side}: {found['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+    ours = runs["ftune"][0]
+    apart = {side: relative(runs[side][0]["losses"], ours["losses"]) for side in PEERS}
+    limit = SAME_LOSS[ours["dtype"]]
+    if too_far := {side: value for side, value in apart.items() if value > limit}:
+        raise SystemExit(f"{case}: losses differ, so there is nothing to compare: {too_far}")
+    figures = {
+        side: {key: median(found[key] for found in those) for key in ("tokens_per_second", "peak_bytes")}
+        for side, those in runs.items()
+    }
+    return {
+        "case": {key: ours[key] for key in ("shape", "method", "dtype", "steps", "batch_size", "length")},
+        "runs": num_runs,
+        "figures": figures,
+        "losses_apart": apart,
+        "speed": {s: figures["ftune"]["tokens_per_second"] / figures[s]["tokens_per_second"] for s in PEERS},
+        "memory": {s: figures[s]["peak_bytes"] / figures["ftune"]["peak_bytes"] for s in PEERS},
+        "share_of_products": figures["ftune"]["tokens_per_second"] / bound(ours),
+    }
+
+
+def relative(theirs: list[float], ours: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(theirs, ours, strict=True))
+
+
+def bound(case: dict[str, Any]) -> float:
+    """Tokens a second if training were nothing but its matrix products, at the rate of one such product.
+
+    4 operations a weight and token for adapters, 6 for full fine-tuning; the vocabulary's for a quarter of the tokens.
+    """
+    shape = SHAPES[case["shape"]]
+    width = shape.get("hidden_size") or shape["n_embd"]
+    inner = shape.get("intermediate_size") or shape["n_inner"]
+    layers = shape.get("num_hidden_layers") or shape["n_layer"]
+    heads = shape.get("num_attention_heads") or shape["n_head"]
+    shared = shape.get("num_key_value_heads", heads) / heads
+    matrices = 2 if case["shape"] == "gpt2" else 3
+    body = layers * (width * width * (2 + 2 * shared) + matrices * width * inner)
+    passes = 6 if case["method"] == "full" else 4
+    operations = passes * (body + width * shape.get("vocab_size", VOCABULARY) / 4)
+    return product_rate(getattr(torch, case["dtype"]), width, inner) / operations
+
+
+def product_rate(dtype: torch.dtype, width: int, inner: int, tokens: int = 1440) -> float:
+    """Operations a second of one matrix product of this size."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    a, b = torch.randn(tokens, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
+    seconds = []
+    for _ in range(50):
+        began = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        seconds.append(time.perf_counter() - began)
+    return 2 * tokens * width * inner / median(seconds)
+
+
+def versions() -> dict[str, str]:
+    import peft
+    import transformers
+    import trl
+
+    modules = {"torch": torch, "transformers": transformers, "trl": trl, "peft": peft}
+    machine = {
+        "machine": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    return machine | {name: str(module.__version__) for name, module in modules.items()}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| case | ftune tokens/s | of its matrix products | to TRL padded | to TRL padding-free "
+        "| memory of TRL padded to ours | of padding-free |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for found in results:
+        case, ours = found["case"], found["figures"]["ftune"]
+        name = ", ".join(str(case[key]) for key in ("shape", "method", "dtype"))
+        name += f", {case['length']} tokens each" if case["length"] else ""
+        lines.append(
+            f"| {name} | {ours['tokens_per_second']:,.0f} | {found['share_of_products']:.0%} "
+            + "".join(f"| {found['speed'][side]:.2f}x " for side in PEERS)
+            + "".join(f"| {found['memory'][side]:.2f}x " for side in PEERS)
+            + "|"
+        )
+    return "\n".join(lines)
+
+
+def write_page(results: list[dict[str, Any]]) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{table(results)}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="lora", help=f"of {', '.join(CASES)}; several with commas between")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="write the page from the results, measure nothing")
+    options = parser.parse_args()
+    known = json.loads(options.results.read_text()) if options.results.is_file() else {"versions": {}, "results": []}
+    if not options.write:
+        for name in options.cases.split(","):
+            for case in CASES[name]:
+                found = compare(case, options.runs)
+                known["results"] = [r for r in known["results"] if r["case"] != found["case"]] + [found]
+                known["versions"] = versions()
+                options.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        print(table(known["results"]))
+    if options.results == RESULTS and PAGE.is_file():
+        write_page(known["results"])
+
+
+if __name__ == "__main__":
+    main()
