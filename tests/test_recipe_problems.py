@@ -171,7 +171,7 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 
 NOT_YET = """
 model.attention=flash_attention_2
-training.parallel=ddp | output.trackers=[wandb]
+training.parallel=ddp
 """
 
 

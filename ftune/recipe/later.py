@@ -21,7 +21,6 @@ class Only:
 AVAILABLE: Mapping[str, Only] = {
     "model.attention": Only("auto", "eager", "sdpa"),
     "training.parallel": Only("auto"),
-    "output.trackers": Only([]),
 }
 
 

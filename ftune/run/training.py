@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
+from ftune import classifier, folder, optimizers, plan, quantized, recipe, report, schedule, trackers, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.audit import print_audit
-from ftune.console.streams import messages, note
+from ftune.console.streams import messages, note, warn
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
@@ -25,7 +25,7 @@ from ftune.run.fitting import fit, stopping_on_signals
 from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
 from ftune.settings import METHOD_NAMES
 
-RESUMABLE = ("gates.", "evaluation.")
+RESUMABLE = ("gates.", "evaluation.", "output.trackers")
 """Parts of a recipe that may change before a run is resumed: they do not touch training."""
 
 
@@ -48,7 +48,9 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     model = load_base(settings, inputs, accelerator.device)
     watch = watching.begin(settings, inputs, model)
     before = attach_method(settings, inputs, model)
-    with folder.lock(run.path):
+    tell_numbers(model, accelerator.device)
+    is_main = accelerator.is_main_process
+    with folder.lock(run.path), trackers.following(settings, run, resume, is_main) as following:
         if overwrite:
             clear(run)
         if not resume:
@@ -57,9 +59,9 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
         made_from = digests(settings, inputs)
         with stopping_on_signals() as stop:
-            selection = fit(settings, inputs, model, accelerator, run, made_from, watch, stop)
+            selection = fit(settings, inputs, model, accelerator, run, made_from, watch, stop, following)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
-        record["optimizer"] = train.resolve_optimizer(settings.training.optimizer, accelerator.device)
+        record["optimizer"] = optimizers.resolve_optimizer(settings.training.optimizer, accelerator.device)
         live = proof.reference(model)
         save(settings, inputs, model, run, made_from)
         del model
@@ -67,6 +69,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         cost = cost_of(run, inputs, time.perf_counter() - began, accelerator.device)
         document = report_of(settings, inputs, measured, proved, cost)
         document |= {"path": watching.path(folder.read_json_lines(run.metrics)), "selection": selection.as_dict()}
+        following.report(document, inputs.plan.total_steps)
+        record |= {"trackers": following.as_dict(), **determinism(accelerator.device)}
         finish(settings, inputs, run, document, measured, record, made_from, accelerator.device)
     return document
 
@@ -103,12 +107,31 @@ def clear(run: RunFolder) -> None:
             entry.unlink()
 
 
+def determinism(device: torch.device) -> dict[str, Any]:
+    """Whether the same recipe gives the same bytes again, on this machine and with these versions, and why not."""
+    reasons = [
+        "attention and embeddings add up gradients in an order that changes",
+        "matrix products may take another algorithm when other memory is free",
+    ]
+    is_deterministic = device.type == "cpu"
+    return {"deterministic": is_deterministic, "not_deterministic": [] if is_deterministic else reasons}
+
+
+def tell_numbers(model: PreTrainedModel, device: torch.device) -> None:
+    """What a user should know of this run's arithmetic before it starts."""
+    if reasons := determinism(device)["not_deterministic"]:
+        note(f"not the same bytes twice on {device.type}: " + "; ".join(reasons))
+    if torch.bfloat16 in {parameter.dtype for parameter in trainable(model).values()}:
+        warn("weights are trained in bfloat16, which rounds small updates away; model.dtype: auto trains in float32")
+
+
 def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, Any]:
     """Which tensors were to be trained, which did change, and which are saved: the first two must agree."""
     after = hashes(model)
     names = list(trainable(model))
     return {
         "trainable": names,
+        "weight_decay": optimizers.decay_groups(model),
         "changed": [name for name, value in after.items() if before.get(name) != value],
         "saved": names if len(names) < len(after) else list(after),
         "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()}),
@@ -243,10 +266,15 @@ def finish(
     write_manifest(run, manifest)
 
 
+def is_outside(name: str) -> bool:
+    """Whether a file of the run folder is not the run's result: checkpoints may go, trackers' files may grow."""
+    return name.startswith("checkpoints/") or trackers.is_tracker_file(name)
+
+
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
     """Render the report with the manifest's facts, then record every file's checksum in it: that completes the run."""
     folder.write_json(run.manifest, manifest)
     report.render(run.path)
     names = folder.checksums(run.path, exclude=(folder.LOCK, run.manifest.name))
-    kept = {name: digest for name, digest in names.items() if not name.startswith("checkpoints/")}
+    kept = {name: digest for name, digest in names.items() if not is_outside(name)}
     folder.write_json(run.manifest, {**manifest, "files": kept})
