@@ -68,10 +68,12 @@ class Trackers:
         self.ids: dict[str, str] = {name: known[name]["id"] for name in names if name in known}
         self.heard = {name: max(known[name]["heard"], heard) if name in known else -1 for name in names}
 
-    def start(self) -> None:
-        """Open all of them; raises RunError for one that cannot be, before anything is trained."""
+    def start(self, step: int) -> None:
+        """Open all of them, `step` steps being done; raises RunError for one that cannot be, before anything is trained."""
         for name in self.names:
             is_new = name not in self.ids
+            if name == "tensorboard" and not is_new:
+                self.heard[name] = step  # what it heard beyond is taken back
             if is_new:
                 self.ids[name] = secrets.token_hex(8)
             try:
@@ -147,7 +149,7 @@ def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[st
 def _start_tensorboard(trackers: Trackers, is_new: bool) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
-    # Readers forget what an earlier process of this run wrote at and after the step that is told next.
+    # Readers forget what an earlier process of this run wrote at and after the step that is made next.
     purge = {} if is_new else {"purge_step": trackers.heard["tensorboard"] + 1}
     tracker = TensorBoardTracker("tensorboard", trackers.run.path, **purge)
     tracker.start()

@@ -70,7 +70,7 @@ def fit(
     state = training_state(model)
     found = train.begin_finding(model, inputs.plan)
     start = resume_from(run, state, optimizer, made_from, found)
-    trackers.start()
+    trackers.start(start)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
     job = train.Job(model, method, objective, optimizer, accelerator, found=found)
