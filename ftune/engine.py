@@ -131,10 +131,9 @@ class Engine:
         with nullcontext() if now or self.passes is None else self.passes.no_sync():
             yield
 
-    def backward(self, loss: torch.Tensor, weight: float) -> None:
-        """Add the gradients of a summed loss over the whole step's weight. torch averages over processes: hence the
-        factor."""
-        self.accelerator.backward(loss * self.count / weight if self.count > 1 else loss / weight)
+    def weighted(self, loss: torch.Tensor, weight: float) -> torch.Tensor:
+        """A summed loss over the whole step's weight. torch averages gradients over processes: hence the factor."""
+        return loss * self.count / weight if self.count > 1 else loss / weight
 
     def totals(self, *values: float) -> list[float]:
         """The sums over all processes."""

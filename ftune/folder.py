@@ -30,6 +30,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.merged = path / "merged"
         self.checkpoints = path / "checkpoints"
+        self.replay = path / "replay"
         self.samples = path / "samples.jsonl"
         self.probe = path / "probe.jsonl"
         self.twins = path / "twins.jsonl"

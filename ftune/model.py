@@ -105,6 +105,9 @@ def resolve_dtype(requested: str, device: torch.device, trains_base: bool, store
     """
     if requested == "float16" and device.type == "cpu":
         raise UserError("float16 cannot be trained on a CPU", "model.dtype", "use float32 or bfloat16")
+    if requested == "float16" and trains_base:
+        what = "float16 is too narrow for weights that are trained"
+        raise UserError(what, "model.dtype", "use float32 or bfloat16, or a method that leaves the base as it is")
     if requested != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[requested]
     return torch.float32 if trains_base or device.type == "cpu" else stored

@@ -202,7 +202,7 @@ def test_function_that_fails_after_training_can_be_mended_and_the_run_resumed(wo
     with pytest.raises(UserError, match=r"judge.py:2: score\(\) on row test.jsonl:\d: AssertionError: strange"):
         run(workspace, **sections)
     (workspace / "judge.py").write_text("def score(expected, answer): return 0.5")
-    monkeypatch.setattr("ftune.train._accumulate", lambda *_: pytest.fail("it trained again"))
+    monkeypatch.setattr("ftune.train.accumulate", lambda *_: pytest.fail("it trained again"))
     report, _ = run(workspace, resume=True, **sections)
     assert report["task"]["tuned"] == 0.5
 

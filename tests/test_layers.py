@@ -20,6 +20,7 @@ LAYERS = [
     "quantities",
     "statistics",
     "console",
+    "trackers",
     "chat",
     "data",
     "clean",
@@ -34,6 +35,7 @@ LAYERS = [
     "objectives",
     "engine",
     "checkpoint",
+    "optimizers",
     "train",
     "features",
     "plan",
@@ -47,7 +49,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-WITHOUT_TORCH = ["errors", "settings", "recipe", "schedule", "folder"]
+WITHOUT_TORCH = ["errors", "settings", "recipe", "schedule", "folder", "trackers"]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft", "matplotlib"}
 LONGEST_FILE = 320
 LONGEST_FUNCTION = 80

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_methods import randomize
 from transformers import AutoModelForCausalLM
 
-from ftune import attention, batches, classifier, comparing, data, features, folder, model, recipe, train
+from ftune import attention, batches, classifier, comparing, data, features, folder, model, optimizers, recipe, train
 from ftune.artifacts import files
 from ftune.classifier import Classes
 from ftune.data import Rules
@@ -142,7 +142,7 @@ def test_training_on_features_is_training_through_the_frozen_body(tmp_path, obje
         body = [(name, p.clone()) for name, p in probed.named_parameters() if not p.requires_grad]
         plan = plan_of(steps=5)
         found = features.features_of(source(probed, objective), examples) if on_features else None
-        optimizer = train.make_optimizer(probed, plan.training)
+        optimizer = optimizers.make_optimizer(probed, plan.training)
         job = train.Job(probed, method, objective, optimizer, Engine(), found)
         steps = list(train.train(job, examples, plan))
         assert all(torch.equal(dict(probed.named_parameters())[name], p) for name, p in body)

@@ -7,7 +7,7 @@ import torch
 from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
 from torch.nn import functional
 
-from ftune import attention, batches, data, loss, train
+from ftune import attention, batches, data, loss, optimizers, train
 from ftune.chat import Tokens
 from ftune.data import Example
 from ftune.engine import Engine
@@ -91,7 +91,7 @@ def one_step(examples, tokens, packing=True, **training):
         learning_rate=0.1, max_steps=1, batch_size=8, optimizer="sgd", micro_batch_tokens=tokens, warmup=0.0, **training
     )
     plan = train.TrainingPlan(section, 1, packing, "auto", 0)
-    job = train.Job(model, METHODS["full"], sft, train.make_optimizer(model, section), Engine())
+    job = train.Job(model, METHODS["full"], sft, optimizers.make_optimizer(model, section), Engine())
     [step] = train.train(job, examples, plan)
     return step, {name: p.detach().clone() for name, p in model.named_parameters()}
 

@@ -9,7 +9,7 @@ from conftest import ftune, make_model, make_tokenizer, save_base, write_recipe,
 from method_kit import randomize
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ftune import checkpoint, comparing, folder, plan, quantized, recipe, train
+from ftune import checkpoint, comparing, folder, optimizers, plan, quantized, recipe, train
 from ftune import model as models
 from ftune.artifacts import distance, files
 from ftune.errors import UserError
@@ -41,7 +41,7 @@ def test_eight_bit_moments_continue_exactly_and_are_as_large_as_planned(tmp_path
     def start():
         model = make_model()
         METHODS["lora"].attach(model, LoraSettings(rank=64, dropout=0.0))
-        return model, train.make_optimizer(model, section)
+        return model, optimizers.make_optimizer(model, section)
 
     def step(model, optimizer, number):
         torch.manual_seed(number)
@@ -92,7 +92,10 @@ def test_qlora_is_lora_over_four_bits(workspace):
     found = recipe.load(path)
     assert (found.model.quantization, found.model.double_quantization) == ("nf4", True)
     assert found.training.optimizer == "auto"
-    assert [train.resolve_optimizer("auto", torch.device(d)) for d in ("cpu", "cuda")] == ["adamw", "paged_adamw_32bit"]
+    assert [optimizers.resolve_optimizer("auto", torch.device(d)) for d in ("cpu", "cuda")] == [
+        "adamw",
+        "paged_adamw_32bit",
+    ]
     assert METHODS["qlora"] is METHODS["lora"]
     assert recipe.load(path, ["model.quantization=fp4"]).model.quantization == "fp4"
     with pytest.raises(UserError, match="qlora needs a quantized base"):

@@ -171,7 +171,6 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 
 NOT_YET = """
 model.attention=flash_attention_2
-output.trackers=[wandb]
 """
 
 

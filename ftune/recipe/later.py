@@ -20,7 +20,6 @@ class Only:
 # `*` stands for every entry of a list.
 AVAILABLE: Mapping[str, Only] = {
     "model.attention": Only("auto", "eager", "sdpa"),
-    "output.trackers": Only([]),
 }
 
 

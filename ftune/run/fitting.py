@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, features, folder, schedule, train
+from ftune import checkpoint, features, folder, optimizers, schedule, train
 from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
@@ -22,9 +22,10 @@ from ftune.methods.base import training_state
 from ftune.methods.head import method_of
 from ftune.objectives import OBJECTIVES
 from ftune.recipe import Recipe
-from ftune.run import watching
+from ftune.run import replaying, watching
 from ftune.run.inputs import Inputs
 from ftune.run.watching import Line, Selection, Watch
+from ftune.trackers import Trackers
 
 
 class Stop:
@@ -58,6 +59,7 @@ def fit(
     made_from: dict[str, Any],
     watch: Watch | None,
     stop: Stop,
+    trackers: Trackers,
 ) -> Selection:
     """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way.
 
@@ -65,12 +67,14 @@ def fit(
     all train and evaluate, and one writes.
     """
     training, total = settings.training, inputs.plan.total_steps
-    optimizer = train.make_optimizer(model, training)
+    optimizer = optimizers.make_optimizer(model, training)
     state = training_state(model)
-    start = resume_from(run, state, optimizer, made_from, engine)
+    found = train.begin_finding(model, inputs.plan)
+    start = resume_from(run, state, optimizer, made_from, found, engine)
+    trackers.start(start)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
-    job = train.Job(model, method, objective, optimizer, engine)
+    job = train.Job(model, method, objective, optimizer, engine, found=found)
     validation_features = None
     if method.trains_head_alone:
         shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
@@ -89,10 +93,11 @@ def fit(
             if metrics is not None:
                 metrics.write(json.dumps(dict(line)) + "\n")
                 metrics.flush()
+            trackers.line(line)
 
         if watch is not None and start == 0:
             write(watch.base)
-        for step in telling_out_of_memory(steps):
+        for step in telling_out_of_memory(replaying.recording(steps, settings, run, model, write)):
             write(step.as_dict())
             progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
             is_evaluated = watch is not None and schedule.is_due(step.step, total, training.evaluate_every, per_epoch)
@@ -105,7 +110,8 @@ def fit(
                 if engine.is_main:
                     best = chosen(settings, run, step.step).step if selects_best else None
                     keep = Keep(training.keep_checkpoints, best)
-                    checkpoint.save(run.checkpoints, step.step, snapshot, made_from, keep)
+                    kept_inputs = made_from | {"found": found.as_dict()}
+                    checkpoint.save(run.checkpoints, step.step, snapshot, kept_inputs, keep)
             if stopped_by:
                 raise interrupted(stopped_by, step.step, total, run)
     selection: Selection = engine.from_main(chosen(settings, run, total) if engine.is_main else None)
@@ -130,7 +136,9 @@ def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
     try:
         with telling_lost_processes():
             yield from steps
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not train.is_out_of_memory(error):
+            raise
         hint = "lower training.micro_batch_tokens (the result stays), or set training.gradient_checkpointing: true"
         raise RunError("out of memory", "training", hint) from error
 
@@ -150,7 +158,12 @@ def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupt
 
 
 def resume_from(
-    run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any], engine: Engine
+    run: RunFolder,
+    state: Any,
+    optimizer: torch.optim.Optimizer,
+    made_from: dict[str, Any],
+    found_before: train.Found,
+    engine: Engine,
 ) -> int:
     """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
     found: checkpoint.Checkpoint | None = engine.from_main(
@@ -163,6 +176,8 @@ def resume_from(
                 f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
             )
         checkpoint.restore(found, state, optimizer)
+        if "found" in found.inputs:
+            found_before.restore(found.inputs["found"])
         step = found.step
         note(f"resuming after step {step}")
         if found.processes != engine.count:

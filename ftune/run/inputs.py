@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule
+from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule, trackers
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
 from ftune.clean import Twin
@@ -19,6 +19,7 @@ from ftune.errors import Problem, UserError
 from ftune.evaluate import FunctionMetric, Previous
 from ftune.methods import METHODS
 from ftune.methods.head import method_of
+from ftune.optimizers import resolve_optimizer
 from ftune.plan import Prediction
 from ftune.predict import LABEL_METRICS
 from ftune.probe import Probe
@@ -27,7 +28,7 @@ from ftune.run.datasets import Collector, is_classification, read_sets
 from ftune.run.scorer import check_answers, function_of, previous_of
 from ftune.run.start import start_from
 from ftune.settings import METHOD_NAMES
-from ftune.train import TrainingPlan, resolve_optimizer
+from ftune.train import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def check_possible(recipe: Recipe, collector: Collector) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with collector.stage():
         resolve_optimizer(recipe.training.optimizer, device)
+    with collector.stage():
+        trackers.check(recipe.output.trackers)
     with collector.stage():
         check_abilities(recipe)
     with collector.stage():

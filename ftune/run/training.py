@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
+from ftune import classifier, folder, optimizers, plan, quantized, recipe, report, schedule, trackers, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.audit import print_audit
-from ftune.console.streams import messages, note
+from ftune.console.streams import messages, note, warn
 from ftune.engine import Engine, whole
 from ftune.errors import UserError
 from ftune.folder import RunFolder
@@ -26,7 +26,7 @@ from ftune.run.fitting import fit, stopping_on_signals
 from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
 from ftune.settings import METHOD_NAMES
 
-RESUMABLE = ("gates.", "evaluation.", "training.parallel")
+RESUMABLE = ("gates.", "evaluation.", "output.trackers", "training.parallel")
 """Parts of a recipe that may change before a run is resumed: they do not touch training."""
 
 
@@ -51,14 +51,18 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     watch = watching.begin(settings, inputs, model)
     before = attach_method(settings, inputs, model)
     engine.hold(model, before)
-    with folder.lock(run.path) if engine.is_main else nullcontext():
+    tell_numbers(model, engine.device)
+    with (
+        folder.lock(run.path) if engine.is_main else nullcontext(),
+        trackers.following(settings, run, resume, engine.is_main) as following,
+    ):
         if engine.is_main:
             begin(settings, inputs, run, resume, overwrite)
         made_from = engine.from_main(digests(settings, inputs) if engine.is_main else None)
         with stopping_on_signals() as stop:
-            selection = fit(settings, inputs, model, engine, run, made_from, watch, stop)
+            selection = fit(settings, inputs, model, engine, run, made_from, watch, stop, following)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
-        record |= {"optimizer": train.resolve_optimizer(settings.training.optimizer, engine.device)}
+        record |= {"optimizer": optimizers.resolve_optimizer(settings.training.optimizer, engine.device)}
         live = proof.reference(model)
         model = unsharded(settings, inputs, model, engine)
         engine.close()
@@ -70,6 +74,8 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         cost = cost_of(run, inputs, time.perf_counter() - began, engine.device)
         document = report_of(settings, inputs, measured, proved, cost)
         document |= {"path": watching.path(folder.read_json_lines(run.metrics)), "selection": selection.as_dict()}
+        following.report(document, inputs.plan.total_steps)
+        record |= {"trackers": following.as_dict(), **determinism(engine.device)}
         record |= {"processes": engine.count, "parallel": engine.strategy}
         finish(settings, inputs, run, document, measured, record, made_from, engine.device)
     return document
@@ -130,12 +136,31 @@ def clear(run: RunFolder) -> None:
             entry.unlink()
 
 
+def determinism(device: torch.device) -> dict[str, Any]:
+    """Whether the same recipe gives the same bytes again, on this machine and with these versions, and why not."""
+    reasons = [
+        "attention and embeddings add up gradients in an order that changes",
+        "matrix products may take another algorithm when other memory is free",
+    ]
+    is_deterministic = device.type == "cpu"
+    return {"deterministic": is_deterministic, "not_deterministic": [] if is_deterministic else reasons}
+
+
+def tell_numbers(model: PreTrainedModel, device: torch.device) -> None:
+    """What a user should know of this run's arithmetic before it starts."""
+    if reasons := determinism(device)["not_deterministic"]:
+        note(f"not the same bytes twice on {device.type}: " + "; ".join(reasons))
+    if torch.bfloat16 in {parameter.dtype for parameter in trainable(model).values()}:
+        warn("weights are trained in bfloat16, which rounds small updates away; model.dtype: auto trains in float32")
+
+
 def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, Any]:
     """Which tensors were to be trained, which did change, and which are saved: the first two must agree."""
     after = hashes(model)
     names = list(trainable(model))
     return {
         "trainable": names,
+        "weight_decay": optimizers.decay_groups(model),
         "changed": [name for name, value in after.items() if before.get(name) != value],
         "saved": names if len(names) < len(after) else list(after),
         "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()}),
@@ -270,10 +295,15 @@ def finish(
     write_manifest(run, manifest)
 
 
+def is_outside(name: str) -> bool:
+    """Whether a file of the run folder is not the run's result: checkpoints may go, trackers' files may grow."""
+    return name.startswith("checkpoints/") or trackers.is_tracker_file(name)
+
+
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
     """Render the report with the manifest's facts, then record every file's checksum in it: that completes the run."""
     folder.write_json(run.manifest, manifest)
     report.render(run.path)
     names = folder.checksums(run.path, exclude=(folder.LOCK, run.manifest.name))
-    kept = {name: digest for name, digest in names.items() if not name.startswith("checkpoints/")}
+    kept = {name: digest for name, digest in names.items() if not is_outside(name)}
     folder.write_json(run.manifest, {**manifest, "files": kept})
