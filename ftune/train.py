@@ -260,8 +260,6 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
     if job.found is None:
         job = replace(job, found=begin_finding(model, plan))
     assert job.found is not None
-    # Its state lies where it belongs already; accelerate would copy it, out of paged memory too.
-    optimizer = job.accelerator.prepare(job.optimizer, device_placement=[False])
     mixture = plan.mixture or Mixture.of([len(examples)], [1.0])
     per_epoch = schedule.steps_per_epoch(len(mixture), training.batch_size)
     model.train()
@@ -270,7 +268,7 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
         rate = schedule.learning_rate(
             step, plan.total_steps, training.learning_rate, training.schedule, training.warmup
         )
-        for group in optimizer.param_groups:
+        for group in job.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         indices = batches.step_indices(step, mixture, training.batch_size, plan.seed)
         done = _gradients(job, examples, indices, plan, step)
