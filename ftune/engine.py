@@ -113,6 +113,9 @@ class Engine:
             raise RunError(
                 "the processes do not hold the same model", "training.parallel", "give all the same files and versions"
             )
+        if self.count > 1 and torch.float16 in {parameter.dtype for parameter in model.parameters()}:
+            what = "a base in float16 needs its loss scaled, which is proven for one process only"
+            raise UserError(what, "model.dtype", "use bfloat16, or start one process")
         if self.strategy == "ddp":
             self.passes = DistributedDataParallel(_Passes(model), init_sync=False)
         elif self.holds_parts:

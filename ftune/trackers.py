@@ -69,7 +69,7 @@ class Trackers:
         self.heard = {name: max(known[name]["heard"], heard) if name in known else -1 for name in names}
 
     def start(self, step: int) -> None:
-        """Open all of them after `step` steps; raises RunError for one that cannot be, before anything is trained."""
+        """Open all, `step` steps being done; raises RunError for one that cannot be, before anything is trained."""
         for name in self.names:
             is_new = name not in self.ids
             if name == "tensorboard" and not is_new:

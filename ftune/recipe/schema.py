@@ -51,7 +51,7 @@ class ModelSection(Settings):
     base: HubName = Field(description="model folder or hub id")
     revision: str | None = Field(None, description="hub revision; its commit hash is recorded")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="how the base is held in memory"
+        "auto", description="how the base is held in memory; float16 on a GPU, with its loss scaled"
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
         "none", description="a smaller base that stays frozen; nf4 unless told otherwise with qlora"
@@ -148,7 +148,7 @@ class TrainingSection(Settings):
     max_steps: Count | None = Field(None, validate_default=True, description="optimizer steps, instead of epochs")
     batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
     micro_batch_tokens: Literal["auto"] | Count = Field(
-        "auto", description="what fits at once; never changes the result"
+        "auto", description="what fits at once; auto halves it when memory runs out; never changes the result"
     )
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
         "adamw",
@@ -247,7 +247,7 @@ class OutputSection(Settings):
     )
     save: Literal["adapter", "merged", "both"] = Field("adapter", description="what is kept of the tuned model")
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
-        (), description="where metrics are sent besides metrics.jsonl"
+        (), description="where metrics are sent besides metrics.jsonl; needs the extra trackers"
     )
 
 
