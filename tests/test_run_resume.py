@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import CHAT_ROWS, DROPOUT, adapter_bytes, metrics, run, write_rows
 
-from ftune import folder, train
+from ftune import folder, lock, train
 from ftune.errors import Interrupted, UserError
 from ftune.run import fitting
 
@@ -132,12 +132,12 @@ def test_folder_in_use_by_a_living_process_is_refused(workspace):
     path = workspace / "run"
     path.mkdir()
     (path / "recipe.yaml").write_text("x: 1")
-    (path / folder.LOCK).write_text(json.dumps({"pid": 1}))
-    with pytest.raises(UserError, match="in use by pid 1"), folder.lock(path):
+    (path / lock.NAME).write_text(json.dumps({"pid": 1}))
+    with pytest.raises(UserError, match="in use by pid 1"), lock.hold(path):
         pass
-    (path / folder.LOCK).write_text(json.dumps({"pid": 2**22 - 1}))
-    with folder.lock(path):
-        assert folder.read_json(path / folder.LOCK)["pid"] != 2**22 - 1
+    (path / lock.NAME).write_text(json.dumps({"pid": 2**22 - 1}))
+    with lock.hold(path):
+        assert folder.read_json(path / lock.NAME)["pid"] != 2**22 - 1
 
 
 def test_left_over_temporary_folders_are_removed(workspace):

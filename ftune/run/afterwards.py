@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, evaluate, folder, predict, quantized
+from ftune import chat, classifier, evaluate, folder, lock, predict, quantized
 from ftune import model as models
 from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
@@ -142,7 +142,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     document = training.report_of(settings, inputs, measured, proved, old["cost"])
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
     document |= {key: old[key] for key in KEPT if key in old} | more
-    with folder.lock(target.run.path):
+    with lock.hold(target.run.path):
         measured.write_lines(target.run)
         document |= reporting.kept_verdicts(target.run)
         folder.write_json(target.run.report, document)

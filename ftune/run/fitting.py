@@ -1,22 +1,18 @@
 """The training stage of a run: from the newest checkpoint to the last step, with metrics, checkpoints and signals."""
 
-import json
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
-from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, features, folder, schedule, train
+from ftune import checkpoint, features, folder, schedule, signals, train
 from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
-from ftune.errors import ExitCode, Interrupted, RunError, UserError
+from ftune.errors import Interrupted, RunError
 from ftune.folder import RunFolder
 from ftune.methods.base import training_state
 from ftune.methods.head import method_of
@@ -24,29 +20,9 @@ from ftune.objectives import OBJECTIVES
 from ftune.recipe import Recipe
 from ftune.run import watching
 from ftune.run.inputs import Inputs
-from ftune.run.watching import Line, Selection, Watch
-
-
-class Stop:
-    """Set by a signal; the loop looks at it after each step."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM let the step in progress finish, so that its checkpoint can be saved."""
-    stop = Stop()
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+from ftune.run.resuming import Beginning, cut_metrics
+from ftune.run.watching import Selection, Watch
+from ftune.signals import Stop, Stopped
 
 
 def fit(
@@ -55,18 +31,22 @@ def fit(
     model: PreTrainedModel,
     accelerator: Accelerator,
     run: RunFolder,
-    made_from: dict[str, Any],
+    beginning: Beginning,
     watch: Watch | None,
     stop: Stop,
 ) -> Selection:
-    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way.
+    """Train to the end, from a checkpoint if there is one; metrics and checkpoints are written on the way.
 
+    A step's checkpoint comes before its evaluation, which changes nothing: a signal may end it, and it is made again.
     The model is left at the step that is kept: the last, or the best of those that were evaluated.
     """
     training, total = settings.training, inputs.plan.total_steps
     optimizer = train.make_optimizer(model, training)
     state = training_state(model)
-    start = resume_from(run, state, optimizer, made_from)
+    start, made_from = beginning.step, beginning.made_from
+    if beginning.found is not None:
+        checkpoint.restore(beginning.found, state, optimizer)
+    lines = cut_metrics(run, start)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
     job = train.Job(model, method, objective, optimizer, accelerator)
@@ -79,27 +59,41 @@ def fit(
         if inputs.validation is not None:
             validation_features = features.features_of(source, inputs.validation.examples)
     selects_best = training.select == "best"
-    steps = train.train(job, inputs.train.examples, inputs.plan, start)
-    with run.metrics.open("a", encoding="utf-8") as metrics, training_progress(total, start) as progress:
 
-        def write(line: Line) -> None:
-            metrics.write(json.dumps(dict(line)) + "\n")
-            metrics.flush()
+    def is_evaluated(step: int) -> bool:
+        return watch is not None and schedule.is_due(step, total, training.evaluate_every, per_epoch)
+
+    with folder.Lines(run.metrics) as metrics, training_progress(total, start) as progress:
+
+        def evaluate(step: int) -> None:
+            assert watch is not None
+            with suppress(Stopped):  # `stop` has it
+                metrics.write(dict(watch.look(model, step, validation_features)))
+
+        def save(step: int) -> None:
+            metrics.sync()
+            best = chosen(settings, run, step).step if selects_best else None
+            keep = Keep(training.keep_checkpoints, best)
+            checkpoint.save(run.checkpoints, step, state, optimizer, made_from, keep)
 
         if watch is not None and start == 0:
-            write(watch.base)
-        for step in telling_out_of_memory(steps):
-            write(step.as_dict())
-            progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
-            is_evaluated = watch is not None and schedule.is_due(step.step, total, training.evaluate_every, per_epoch)
-            if watch is not None and is_evaluated:
-                write(watch.look(model, step.step, validation_features))
-            is_kept = schedule.is_due(step.step, total, training.checkpoint_every, per_epoch)
-            if stop.signal is not None or is_kept or (is_evaluated and selects_best):
-                best = chosen(settings, run, step.step).step if selects_best else None
-                keep = Keep(training.keep_checkpoints, best)
-                checkpoint.save(run.checkpoints, step.step, state, optimizer, made_from, keep)
+            metrics.write(dict(watch.base))
+        if start and is_evaluated(start) and not any(line["step"] == start for line in watching.evaluations(lines)):
+            evaluate(start)
             if stop.signal is not None:
+                raise interrupted(stop.signal, start, total, run)
+        for step in telling_out_of_memory(train.train(job, inputs.train.examples, inputs.plan, start)):
+            metrics.write(step.as_dict())
+            progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
+            is_kept = schedule.is_due(step.step, total, training.checkpoint_every, per_epoch)
+            is_saved = stop.signal is not None or is_kept or (is_evaluated(step.step) and selects_best)
+            if is_saved:
+                save(step.step)
+            if stop.signal is None and is_evaluated(step.step):
+                evaluate(step.step)
+            if stop.signal is not None:
+                if not is_saved:
+                    save(step.step)
                 raise interrupted(stop.signal, step.step, total, run)
     selection = chosen(settings, run, total)
     if selection.step != total:
@@ -130,30 +124,10 @@ def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
 def stop_if_asked(stop: Stop, run: RunFolder) -> None:
     """End before the first step."""
     if stop.signal is not None:
-        code = ExitCode.TERMINATED if stop.signal == signal.SIGTERM else ExitCode.INTERRUPTED
-        what = f"stopped by {signal.Signals(stop.signal).name} before the first step"
-        raise Interrupted(what, str(run.path), "start again with ftune train RECIPE --resume", exit_code=code)
+        hint = "start again with ftune train RECIPE --resume"
+        raise signals.interrupted(stop.signal, "before the first step", str(run.path), hint)
 
 
 def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:
-    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
-    what = f"stopped by {signal.Signals(number).name} after step {step} of {total}; checkpoint saved"
-    return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
-
-
-def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, made_from: dict[str, Any]) -> int:
-    """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
-    found = checkpoint.latest(run.checkpoints)
-    step = 0
-    if found is not None:
-        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
-            raise UserError(
-                f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
-            )
-        checkpoint.restore(found, state, optimizer)
-        step = found.step
-        note(f"resuming after step {step}")
-    if run.metrics.exists():
-        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
-        folder.write_json_lines(run.metrics, lines)
-    return step
+    how = f"after step {step} of {total}; checkpoint saved"
+    return signals.interrupted(number, how, str(run.path), "go on with ftune train RECIPE --resume")

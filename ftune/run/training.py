@@ -1,6 +1,5 @@
 """`ftune train`: recipe, plan, data, model and method, train, save, verify, evaluate, report."""
 
-import shutil
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
+from ftune import classifier, folder, lock, plan, quantized, report, schedule, signals, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
@@ -20,24 +19,24 @@ from ftune.folder import RunFolder
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.recipe import Recipe
-from ftune.run import evidence, watching
-from ftune.run.fitting import fit, stopping_on_signals
+from ftune.run import changes, evidence, resuming, watching
+from ftune.run.fitting import fit
 from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
+from ftune.run.resuming import check_folder
 from ftune.settings import METHOD_NAMES
-
-RESUMABLE = ("gates.", "evaluation.")
-"""Parts of a recipe that may change before a run is resumed: they do not touch training."""
 
 
 def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """The whole story of a run; returns its report."""
     settings = resolve(settings)
     run = RunFolder(settings.output.dir)
-    check_folder(run, settings, resume, overwrite)
-    if resume and run.is_complete:
-        note(f"already complete: {run.path}, nothing to do")
+    resuming.check_free(run)
+    changed = check_folder(run, settings, resume, overwrite)
+    if resume and run.is_complete and not changed:
+        note(resuming.told_complete(run))
         return {**folder.read_json(run.report), "already_complete": True}
     inputs = require(settings)
+    changes.check_length(run, changed, inputs)
     print_audit(inputs.account(), messages())
     if told := inputs.prediction.told_targets():
         note(told)
@@ -48,16 +47,19 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     model = load_base(settings, inputs, accelerator.device)
     watch = watching.begin(settings, inputs, model)
     before = attach_method(settings, inputs, model)
-    with folder.lock(run.path):
+    with lock.hold(run.path), resuming.telling_how_to_resume(run):
+        check_folder(run, settings, resume, overwrite)  # somebody may have been here meanwhile
+        folder.settle(run.path)
+        folder.settle(run.checkpoints)
         if overwrite:
-            clear(run)
-        if not resume:
-            folder.write_text(run.recipe, recipe.dump(settings))
+            resuming.clear(run)
+        made_from = digests(settings, inputs) | {"environment": changes.environment(accelerator.device)}
+        beginning = resuming.begin(run, made_from)
+        changes.record(run, changed, settings, beginning.step)
         folder.write_json(run.plan, inputs.prediction.as_dict())
         folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
-        made_from = digests(settings, inputs)
-        with stopping_on_signals() as stop:
-            selection = fit(settings, inputs, model, accelerator, run, made_from, watch, stop)
+        with signals.held() as stop:
+            selection = fit(settings, inputs, model, accelerator, run, beginning, watch, stop)
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
         record["optimizer"] = train.resolve_optimizer(settings.training.optimizer, accelerator.device)
         live = proof.reference(model)
@@ -69,38 +71,6 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         document |= {"path": watching.path(folder.read_json_lines(run.metrics)), "selection": selection.as_dict()}
         finish(settings, inputs, run, document, measured, record, made_from, accelerator.device)
     return document
-
-
-def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool) -> None:
-    """What lies in output.dir decides whether this run may use it."""
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
-    if resume:
-        if not run.is_run:
-            raise UserError("no run to resume", str(run.path), "start it without --resume")
-        changes = recipe.differences(recipe.load(run.recipe), settings)
-        if bending := [change for change in changes if not change.startswith(RESUMABLE)]:
-            raise UserError(
-                "the recipe changed since this run began: " + "; ".join(bending),
-                str(run.recipe),
-                "resume with the recipe it began with, or start another run",
-            )
-    elif run.path.exists() and any(run.path.iterdir()):
-        if not run.is_run:
-            raise UserError("this folder holds other files", str(run.path), "choose another output.dir")
-        if not overwrite:
-            raise UserError(
-                "this folder holds a run already", str(run.path), "use --resume, --overwrite or another output.dir"
-            )
-
-
-def clear(run: RunFolder) -> None:
-    """Remove an old run's files, only now that the new one is ready to start."""
-    for entry in run.path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != folder.LOCK:
-            entry.unlink()
 
 
 def tensors_record(model: PreTrainedModel, before: dict[str, int]) -> dict[str, Any]:
@@ -247,6 +217,6 @@ def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
     """Render the report with the manifest's facts, then record every file's checksum in it: that completes the run."""
     folder.write_json(run.manifest, manifest)
     report.render(run.path)
-    names = folder.checksums(run.path, exclude=(folder.LOCK, run.manifest.name))
+    names = folder.checksums(run.path, exclude=(lock.NAME, run.manifest.name))
     kept = {name: digest for name, digest in names.items() if not name.startswith("checkpoints/")}
     folder.write_json(run.manifest, {**manifest, "files": kept})
