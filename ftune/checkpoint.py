@@ -1,22 +1,27 @@
 """Checkpoints: save, find, restore. A checkpoint is complete or absent; its checksums are checked before it is used."""
 
 import json
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ftune import folder
 from ftune.engine import Engine, parted, whole
-from ftune.errors import UserError
+from ftune.errors import RunError, UserError
 
 STATE = "state.json"
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+SUMS = "SHA256SUMS"
+"""As `sha256sum --check` reads it, of the three other files."""
+FORMAT_VERSION = 2
+"""1 had its checksums in state.json, and so none of that."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -28,7 +33,6 @@ class Checkpoint:
     step: int
     inputs: dict[str, Any]
     optimizer_numbers: dict[str, int]
-    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class Snapshot:
     parameters: Tensors
     moments: Tensors
     numbers: dict[str, int]
-    processes: int
 
 
 def take(tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, engine: Engine) -> Snapshot:
@@ -48,7 +51,7 @@ def take(tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, 
     keeps what was put together; the others drop it at once.
     """
     names = {id(parameter): name for name, parameter in tensors.items()}
-    snapshot = Snapshot({}, {}, {}, engine.count)
+    snapshot = Snapshot({}, {}, {})
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach()).contiguous()
         if engine.is_main:
@@ -77,34 +80,72 @@ class Keep:
 
 
 def save(checkpoints: Path, step: int, snapshot: Snapshot, inputs: dict[str, Any], keep: Keep) -> Path:
-    """Write one checkpoint whole; only then remove those that `keep` has no room for."""
+    """Write one checkpoint whole and read it back; only then remove those that `keep` has no room for."""
     target = path_of(checkpoints, step)
     with folder.atomic_folder(target) as path:
         save_file(snapshot.parameters, path / PARAMETERS)
         save_file(snapshot.moments, path / OPTIMIZER)
         state = {
-            "format_version": folder.FORMAT_VERSION,
+            "format_version": FORMAT_VERSION,
             "step": step,
             "inputs": inputs,
             "optimizer_numbers": snapshot.numbers,
-            "processes": snapshot.processes,
-            "files": folder.checksums(path),
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for old in sorted(checkpoints.glob("step-*"))[: -keep.newest]:
+        (path / SUMS).write_text(_sums(folder.checksums(path)), encoding="utf-8")
+        folder.sync_tree(path)
+        _read_back(path / PARAMETERS, snapshot.parameters, target)
+        _read_back(path / OPTIMIZER, snapshot.moments, target)
+    for old in folders_in(checkpoints)[: -keep.newest]:
         if keep.best is None or old != path_of(checkpoints, keep.best):
-            shutil.rmtree(old)
+            folder.remove_folder(old)
     return target
+
+
+def _sums(digests: Mapping[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+@torch.no_grad()
+def _read_back(file: Path, tensors: Mapping[str, torch.Tensor], target: Path) -> None:
+    """What lies on disk is what is in memory, bit for bit; raises RunError where it is not."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):  # what the system still remembers of the file would prove nothing
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    with safe_open(file, framework="pt") as written:
+        wrong = set(written.keys()) ^ tensors.keys()
+        wrong |= {name for name in tensors.keys() - wrong if not _same_bits(written.get_tensor(name), tensors[name])}
+    if wrong:
+        what = f"{file.name} reads back otherwise than it was written: {', '.join(sorted(wrong)[:3])}"
+        raise RunError(what, str(target), "check this disk; older checkpoints were kept")
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    other = other.detach().to("cpu").contiguous()
+    is_alike = one.dtype == other.dtype and one.shape == other.shape
+    return is_alike and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def path_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:06d}"
 
 
+def folders_in(checkpoints: Path) -> list[Path]:
+    """The folders of all checkpoints, by step."""
+    found = [path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def latest(checkpoints: Path) -> Checkpoint | None:
-    """The newest checkpoint, verified; None when there is none."""
-    folders = sorted(checkpoints.glob("step-*"))
-    return _open(folders[-1]) if folders else None
+    """The newest checkpoint, verified; None when there is none. A damaged one is refused, not passed over."""
+    folders = folders_in(checkpoints)
+    if not folders:
+        return None
+    rest = f"the one before, {folders[-2].name}" if len(folders) > 1 else "the beginning, as there is none before"
+    return _open(folders[-1], f"look after this disk; with this folder removed, --resume goes on from {rest}")
 
 
 def at(checkpoints: Path, step: int) -> Checkpoint:
@@ -112,22 +153,46 @@ def at(checkpoints: Path, step: int) -> Checkpoint:
     path = path_of(checkpoints, step)
     if not path.is_dir():
         raise UserError(f"the checkpoint of step {step} is gone", str(path), "restore it, or train again")
-    return _open(path)
+    return _open(path, "restore it, or train again")
 
 
-def _open(path: Path) -> Checkpoint:
-    state = folder.read_json(path / STATE)
-    if state["format_version"] > folder.FORMAT_VERSION:
-        raise UserError("made by a newer ftune", str(path), "update ftune")
-    if damaged := folder.changed_files(path, state["files"]):
-        raise UserError(
-            f"checksum mismatch: {', '.join(damaged)}",
-            str(path),
-            "remove this checkpoint to resume from the one before",
-        )
-    return Checkpoint(
-        path, state["step"], state["inputs"], state.get("optimizer_numbers", {}), state.get("processes", 1)
-    )
+def _open(path: Path, hint: str) -> Checkpoint:
+    if not (path / STATE).is_file():
+        raise UserError(f"no {STATE}: there is no optimizer state here to go on from", str(path), hint)
+    state, version = _read_state(path)
+    damaged = _damaged(path, state, version)
+    told = [f"checksum mismatch: {', '.join(damaged)}"] if damaged else []
+    if version > FORMAT_VERSION:
+        told.insert(0, f"made by a newer ftune (format {version}, and this one reads up to {FORMAT_VERSION})")
+        raise UserError("; or ".join(told), str(path), "update ftune")
+    if told:
+        raise UserError(told[0], str(path), hint)
+    return Checkpoint(path, state["step"], state["inputs"], state.get("optimizer_numbers", {}))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], int]:
+    """What state.json holds, damaged or not, and the format that it says it is in."""
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        version = state["format_version"]
+    except (ValueError, TypeError, KeyError):
+        return {}, FORMAT_VERSION
+    return state, version if isinstance(version, int) else FORMAT_VERSION
+
+
+def _damaged(path: Path, state: Mapping[str, Any], version: int) -> list[str]:
+    """The files whose bytes are not those that were written, or that are gone."""
+    sums = path / SUMS
+    if version == 1 and not sums.exists():
+        return folder.changed_files(path, state.get("files", {STATE: ""}))
+    if not sums.is_file():
+        return [SUMS]
+    written = sums.read_bytes()
+    names = (STATE, PARAMETERS, OPTIMIZER)
+    there = {name: folder.sha256_file(path / name) for name in names if (path / name).is_file()}
+    lines = written.splitlines()
+    damaged = [name for name in names if name not in there or f"{there[name]}  {name}".encode() not in lines]
+    return damaged if damaged or written == _sums(there).encode() else [SUMS]
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
-"""The run folder: the names of its files, atomic writes, checksums and the lock that keeps two runs apart."""
+"""The run folder: the names of its files, atomic writes, checksums."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,12 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ftune.errors import RunError, UserError
 
 FORMAT_VERSION = 1
-LOCK = "lock.json"
 IN_PROGRESS = ".tmp-"
-"""In the cache followed by the number of the process that writes there."""
+"""What is being written; in the cache, and of folders, the number of the process that writes there follows."""
+OLD = ".tmp-old-"
+"""A folder that is being replaced: it is put back where its successor did not appear."""
+GONE = ".tmp-gone-"
+"""A folder that is being removed."""
 
 
 class RunFolder:
@@ -34,7 +41,6 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.probe = path / "probe.jsonl"
         self.twins = path / "twins.jsonl"
-        self.probe = path / "probe.jsonl"
         self.report = path / "report.json"
         self.review = path / "review.html"
         self.verdicts = path / "review.json"
@@ -58,11 +64,22 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(path: Path) -> None:
+    """Flush every file and every folder below a folder, and itself."""
+    for entry in path.rglob("*"):
+        if entry.is_dir() and not entry.is_symlink():
+            sync_folder(entry)
+        elif entry.is_file():
+            with entry.open("rb") as opened:
+                os.fsync(opened.fileno())
+    sync_folder(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{IN_PROGRESS}{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -70,8 +87,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"could not write: {error.strerror or error}", str(path), "free space, check rights") from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise not_written(error, path) from error
+
+
+def not_written(error: Exception, path: Path) -> RunError:
+    """What a user is told where the file system refused: the reason it gave."""
+    reason = getattr(error, "strerror", None) or error
+    return RunError(f"could not write: {reason}", str(path), "free space, check rights")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,6 +111,39 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+class Lines:
+    """A file that documents are appended to, one a line. Killed in between, its last line may be torn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "Lines":
+        with self._telling():
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            sync_folder(self.path.parent)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, document: Any) -> None:
+        rest = (json.dumps(document) + "\n").encode()
+        with self._telling():
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def sync(self) -> None:
+        with self._telling():
+            os.fsync(self._descriptor)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise not_written(error, self.path) from error
+
+
 def read_json(path: Path) -> Any:
     """The document in a JSON file; raises UserError when it is missing or broken."""
     try:
@@ -97,42 +154,91 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not valid JSON: {error}", str(path), "restore the file, or make it again") from error
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def read_json_lines(path: Path, may_be_torn: bool = False) -> list[Any]:
+    """The documents of a file with one a line; raises UserError for a line that is none.
+
+    may_be_torn: the file is written line by line, so a last line without its end counts as never written.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    lines += [] if may_be_torn else [rest]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found += [json.loads(line)] if line else []
+        except ValueError as error:
+            what = f"not valid JSON: {error}"
+            raise UserError(what, f"{path}:{number}", "restore the file, or make it again") from error
+    return found
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears complete or not at all: filled under a temporary name, synced, then renamed.
+    """A folder that appears complete or not at all: filled under a temporary name beside it, synced, then renamed.
 
-    An existing target is replaced only after the new folder is whole. Left-overs of killed writes are removed.
+    An existing target is replaced only after the new folder is whole; killed in between, `settle` puts it back.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
-    temporary.chmod(0o755)
+    temporary, old = None, target.with_name(OLD + target.name)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _settle_target(target)
+        prefix = f"{IN_PROGRESS}{target.name}-{os.getpid()}-"
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        temporary.chmod(0o755)
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        sync_folder(temporary)
+        sync_tree(temporary)
         if target.exists():
-            old = temporary.with_name(f".tmp-old-{target.name}")
-            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        temporary.rename(target)
         sync_folder(target.parent)
-    except OSError as error:
-        raise RunError(
-            f"could not write: {error.strerror or error}", str(target), "free space, check rights"
-        ) from error
+        if old.exists():
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        raise not_written(error, target) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            _put_back(old, target)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that it is there whole or not at all."""
+    gone = path.with_name(GONE + path.name)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def settle(parent: Path) -> None:
+    """Clear away what killed processes left in a folder that is ours alone; what was being replaced is put back."""
+    for leftover in parent.glob(f"{IN_PROGRESS}*"):
+        if leftover.name.startswith(OLD):
+            _put_back(leftover, leftover.with_name(leftover.name.removeprefix(OLD)))
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _settle_target(target: Path) -> None:
+    """The same beside one target, in a folder that others use too."""
+    _put_back(target.with_name(OLD + target.name), target)
+    for leftover in target.parent.glob(glob.escape(f"{IN_PROGRESS}{target.name}-") + "*"):
+        if _is_abandoned(leftover, f"{IN_PROGRESS}{target.name}-"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+    elif old.is_dir():
+        shutil.rmtree(old)
+
+
+def _is_abandoned(leftover: Path, prefix: str) -> bool:
+    """Whether the process that was writing there, whose number follows the prefix, has ended."""
+    pid = re.match(r"(\d{1,9})-", leftover.name.removeprefix(prefix))
+    return pid is not None and not is_alive(int(pid[1]))
 
 
 def cache_folder(kind: str) -> Path:
@@ -146,7 +252,7 @@ def new_in_cache(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{IN_PROGRESS}*"):  # of killed runs; never what another run is writing
-            if not is_alive(int(leftover.name.removeprefix(IN_PROGRESS).partition("-")[0])):
+            if _is_abandoned(leftover, IN_PROGRESS):
                 shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{IN_PROGRESS}{os.getpid()}-", dir=path.parent))
         try:
@@ -163,12 +269,6 @@ def new_in_cache(path: Path) -> Iterator[Path]:
     except OSError as error:
         hint = "free space there, or name another folder with FTUNE_CACHE"
         raise RunError(f"could not write: {error.strerror or error}", str(path.parent), hint) from error
-
-
-def remove_leftovers(parent: Path) -> None:
-    for leftover in parent.glob(".tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
@@ -204,26 +304,3 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Keep a second run out of this folder; the lock of a dead process is taken over."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock_file = path / LOCK
-        if lock_file.exists():
-            owner = read_json(lock_file).get("pid", -1)
-            if owner != os.getpid() and is_alive(owner):
-                raise UserError(f"in use by pid {owner}", str(path), "wait for that run, or choose another output.dir")
-            lock_file.unlink()
-        with lock_file.open("x") as file:
-            json.dump({"pid": os.getpid()}, file)
-    except OSError as error:
-        raise UserError(
-            f"cannot write here: {error.strerror or error}", str(path), "choose another output.dir"
-        ) from error
-    try:
-        yield
-    finally:
-        lock_file.unlink(missing_ok=True)

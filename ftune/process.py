@@ -1,40 +1,48 @@
 """The process around a command: signals and errors become text and exit codes."""
 
 import atexit
+import errno
 import gc
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
-from typing import NoReturn
+from types import TracebackType
+from typing import Any, NoReturn
 
-from ftune.errors import ExitCode, FtuneError, Interrupted, RunError
+from ftune import signals
+from ftune.errors import FtuneError, Interrupted, RunError
+from ftune.signals import Stopped
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+"""What a file system answers when it cannot take what is written, or give what is read."""
 
 
 def run(command: Callable[[], object]) -> None:
     """A command, of which a user sees no traceback."""
     atexit.register(gc.freeze)  # a process that ends need not be searched for garbage: 6 % of a short answer
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    sys.excepthook, sys.unraisablehook = _uncaught, _unraisable
+    signals.listen()
     try:
-        command()
-    except FtuneError as error:
-        fail(error)
-    except Exception as error:
-        if "FTUNE_TRACEBACK" in os.environ:
-            raise
-        fail(unexpected(error))
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
-    raise Interrupted(f"stopped by {signal.Signals(number).name}", hint="run the command again", exit_code=code)
+        try:
+            command()
+        except FtuneError as error:
+            fail(error)
+        except Exception as error:
+            if "FTUNE_TRACEBACK" in os.environ:
+                raise
+            fail(unexpected(error))
+    except Stopped as stopped:  # perhaps while an error was being told
+        fail(signals.interrupted(stopped.number))
+    finally:
+        signals.ignore()
 
 
 def unexpected(error: Exception) -> RunError:
-    """A fault of ours, told as text: what it is and which line raised it."""
+    """Told as text: what the file system refused; or a fault of ours, and which line raised it."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        what = f"could not read or write: {error.strerror}"
+        return RunError(what, str(error.filename or ""), "free space, check rights; a run goes on with --resume")
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"unexpected {type(error).__name__}: {error}"
     return RunError(what, f"{place.filename}:{place.lineno}", "set FTUNE_TRACEBACK=1 to see more, and report it")
@@ -53,3 +61,16 @@ def is_its_own(error: FtuneError) -> bool:
     for all of them, and so is the end of another."""
     engine = sys.modules.get("ftune.engine")
     return engine is not None and engine.has_group() and not isinstance(error, engine.LostProcess | Interrupted)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A signal in the instant between the command's end and `signals.ignore`."""
+    if isinstance(error, Stopped):
+        os._exit(signals.interrupted(error.number).exit_code)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _unraisable(what: Any) -> None:
+    """A signal inside a finalizer, where nothing can be raised: `signals.check` raises it at the next safe place."""
+    if not isinstance(what.exc_value, Stopped):
+        sys.__unraisablehook__(what)

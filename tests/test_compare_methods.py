@@ -13,7 +13,7 @@ import pytest
 from conftest import CHAT_ROWS, ftune, save_base, write_recipe, write_rows
 from sample_run import sample_report, sample_row, write_run
 
-from ftune import folder
+from ftune import folder, lock
 from ftune.console.sweep import SweepProgress, print_sweep
 from ftune.errors import UserError
 from ftune.report import scatter, sweep
@@ -298,4 +298,4 @@ def test_a_signal_reaches_the_run_and_what_it_saved_is_resumed(workspace: Path) 
     assert "checkpoint saved" in (workspace / "run-compare" / "logs" / "lora-seed0.log").read_text()
     assert list((workspace / "run-compare" / "lora-seed0" / "checkpoints").glob("step-*"))
     assert not (workspace / "run-compare" / "ia3-seed0").exists()
-    assert not (workspace / "run-compare" / folder.LOCK).exists()
+    assert not (workspace / "run-compare" / lock.NAME).exists()

@@ -13,6 +13,7 @@ PACKAGE = Path(ftune.__file__).parent
 # Lowest first: modules and packages of ftune/. Inside a package any order without a circle is fine.
 LAYERS = [
     "errors",
+    "signals",
     "settings",
     "recipe",
     "schedule",
@@ -20,6 +21,7 @@ LAYERS = [
     "quantities",
     "statistics",
     "console",
+    "lock",
     "trackers",
     "chat",
     "data",
@@ -49,7 +51,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-WITHOUT_TORCH = ["errors", "settings", "recipe", "schedule", "folder", "trackers"]
+WITHOUT_TORCH = ["errors", "signals", "settings", "recipe", "schedule", "folder", "lock", "trackers"]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft", "matplotlib"}
 LONGEST_FILE = 320
 LONGEST_FUNCTION = 80

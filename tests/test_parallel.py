@@ -302,4 +302,4 @@ def test_when_a_process_is_killed_the_other_stops_and_the_run_goes_on(place, kil
     if killed == 1:
         assert "another process of this run has ended" in told
     checkpoint = max((place / name / "checkpoints").glob("step-*"))
-    assert json.loads((checkpoint / "state.json").read_text())["processes"] == 2
+    assert json.loads((checkpoint / "state.json").read_text())["inputs"]["environment"]["processes"] == 2

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ftune import checkpoint, comparing, folder, optimizers, plan, quantized, recipe, train
 from ftune import model as models
 from ftune.artifacts import distance, files
+from ftune.engine import Engine
 from ftune.errors import UserError
 from ftune.methods import METHODS
 from ftune.methods.adapted import AdaptedLinear
@@ -57,7 +58,7 @@ def test_eight_bit_moments_continue_exactly_and_are_as_large_as_planned(tmp_path
     assert {t.dtype for t in held} == {torch.uint8, torch.float32}
     planned = plan.optimizer_bytes("adamw_8bit", list(trainable(straight).values()))
     assert planned == sum(t.numel() * t.element_size() for t in held)
-    checkpoint.save(tmp_path, 3, trainable(straight), optimizer, {}, checkpoint.Keep(1))
+    checkpoint.save(tmp_path, 3, checkpoint.take(trainable(straight), optimizer, Engine()), {}, checkpoint.Keep(1))
     resumed, other = start()
     checkpoint.restore(checkpoint.latest(tmp_path), trainable(resumed), other)
     for number in (3, 4):

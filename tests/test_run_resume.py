@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import CHAT_ROWS, DROPOUT, adapter_bytes, metrics, run, write_rows
 
-from ftune import folder, train
+from ftune import folder, lock, train
 from ftune.errors import Interrupted, UserError
 from ftune.run import fitting
 
@@ -28,11 +28,11 @@ def kill_after(monkeypatch, step):
     monkeypatch.setattr(fitting.train, "train", dying)
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
-def test_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(workspace, monkeypatch, name):
-    """Case 80, for a kill after each of the steps, mid-epoch and at epoch ends, with dropout, shuffling and AdamW."""
+def test_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(workspace, monkeypatch):
+    """Case 80 through whole runs, killed between checkpoints, at one, and at the last step; every step, method and
+    objective: test_resume_exact.py."""
     sections = {
-        "method": DROPOUT if name == "lora" else {"name": "full"},
+        "method": DROPOUT,
         "training": {
             "max_steps": 12,
             "batch_size": 4,
@@ -43,8 +43,8 @@ def test_resumed_run_ends_with_the_bytes_of_an_undisturbed_one(workspace, monkey
         },
     }
     _, clean = run(workspace, output={"dir": "clean"}, **sections)
-    weights = "adapter/adapter_model.safetensors" if name == "lora" else "merged/model.safetensors"
-    for step in (1, 3, 4, 8, 11, 12):
+    weights = "adapter/adapter_model.safetensors"
+    for step in (4, 6, 12):
         with monkeypatch.context() as patch:
             kill_after(patch, step)
             with pytest.raises(Killed):
@@ -132,12 +132,12 @@ def test_folder_in_use_by_a_living_process_is_refused(workspace):
     path = workspace / "run"
     path.mkdir()
     (path / "recipe.yaml").write_text("x: 1")
-    (path / folder.LOCK).write_text(json.dumps({"pid": 1}))
-    with pytest.raises(UserError, match="in use by pid 1"), folder.lock(path):
+    (path / lock.NAME).write_text(json.dumps({"pid": 1}))
+    with pytest.raises(UserError, match="in use by pid 1"), lock.hold(path):
         pass
-    (path / folder.LOCK).write_text(json.dumps({"pid": 2**22 - 1}))
-    with folder.lock(path):
-        assert folder.read_json(path / folder.LOCK)["pid"] != 2**22 - 1
+    (path / lock.NAME).write_text(json.dumps({"pid": 2**22 - 1}))
+    with lock.hold(path):
+        assert folder.read_json(path / lock.NAME)["pid"] != 2**22 - 1
 
 
 def test_left_over_temporary_folders_are_removed(workspace):

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ftune import signals
 from ftune.console.streams import is_live, messages
 from ftune.quantities import format_bytes, format_duration, format_rate, sparkline
 
@@ -114,13 +115,14 @@ class TrainingProgress:
 
 
 class TaskProgress:
-    """Fed with `advance(n)` as items are done."""
+    """Fed with `advance(n)` as items are done; there a command may be stopped, as all long work passes there."""
 
     def __init__(self, description: str, clock: _Clock) -> None:
         self.description = description
         self.clock = clock
 
     def advance(self, count: int = 1) -> None:
+        signals.check()
         self.clock.done += count
         if not is_live() and self.clock.is_due():
             _log(f"{self.description}  {self.clock.done}/{self.clock.total}  {self.clock.times()}")

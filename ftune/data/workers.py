@@ -1,7 +1,9 @@
 """One function over many chunks, in order, on all cores."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections import deque
@@ -11,6 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from ftune.errors import RunError
+
+PR_SET_PDEATHSIG = 1
+"""Linux: the signal that a process gets when its parent dies."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,8 +58,12 @@ def ordered(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
 
 
 def _start(function: Callable[[Any], Any]) -> None:
+    """A worker leaves Ctrl-C to the process that it works for, and ends with that, however that ends."""
     global _function
     _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

@@ -1,6 +1,6 @@
 """The recipe: what users write, checked; what the rest of ftune reads."""
 
-from ftune.recipe.loading import differences, dump, load
+from ftune.recipe.loading import Change, changes, differences, dump, load
 from ftune.recipe.schema import (
     DataFile,
     DataSection,
@@ -16,6 +16,7 @@ from ftune.recipe.schema import (
 from ftune.recipe.writing import documentation, json_schema, starter
 
 __all__ = [
+    "Change",
     "DataFile",
     "DataSection",
     "EvaluationSection",
@@ -26,6 +27,7 @@ __all__ = [
     "OutputSection",
     "Recipe",
     "TrainingSection",
+    "changes",
     "differences",
     "documentation",
     "dump",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -58,13 +58,28 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
+class Change(NamedTuple):
+    """A key that two recipes do not share; a value is ABSENT where one has no such key."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        was, now = (value if value is ABSENT else in_yaml(value) for value in (self.before, self.after))
+        return f"{self.key}: {was} -> {now}"
+
+
+def changes(before: Recipe, after: Recipe) -> list[Change]:
+    """Every key that two recipes do not share."""
+    old, new = (dict(leaves_of(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    found = [Change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}]
+    return [change for change in found if change.before != change.after]
+
+
 def differences(before: Recipe, after: Recipe) -> list[str]:
     """Every key that two recipes do not share, as `training.learning_rate: 0.001 -> 0.01`."""
-    old, new = (dict(leaves_of(recipe.model_dump(mode="json"))) for recipe in (before, after))
-    pairs = [
-        (key, *(in_yaml(leaves[key]) if key in leaves else ABSENT for leaves in (old, new))) for key in {**old, **new}
-    ]
-    return [f"{key}: {was} -> {now}" for key, was, now in pairs if was != now]
+    return [str(change) for change in changes(before, after)]
 
 
 def leaves_of(values: Mapping[Any, Any], around: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,5 @@
 """`ftune eval`, `merge` and `generate`: what is done with something that was trained."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, evaluate, folder, predict, quantized
+from ftune import chat, classifier, evaluate, folder, lock, predict, quantized
 from ftune import model as models
 from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
@@ -142,12 +141,15 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     document = training.report_of(settings, inputs, measured, proved, old["cost"])
     document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
     document |= {key: old[key] for key in KEPT if key in old} | more
-    with folder.lock(target.run.path):
+    with lock.hold(target.run.path):
+        manifest = folder.read_json(target.run.manifest)
+        again = (*WRITTEN_AGAIN, target.run.report.name)
+        # Killed from here on, the run is one that can be measured again.
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in again}
+        folder.write_json(target.run.manifest, manifest)
         measured.write_lines(target.run)
         document |= reporting.kept_verdicts(target.run)
         folder.write_json(target.run.report, document)
-        manifest = folder.read_json(target.run.manifest)
-        manifest.pop("files")
         manifest["metric"] = inputs.function and inputs.function.as_dict()
         training.write_manifest(target.run, manifest)
     return document
@@ -178,10 +180,9 @@ def merge_target(
 
 
 def make_room(output: Path, overwrite: bool) -> None:
-    """Remove what an earlier merge left there, if that is wanted; raises UserError where something lies otherwise."""
-    if overwrite and output.is_dir() and (output / files.CARD).is_file():
-        shutil.rmtree(output)
-    proof.check_not_there(output)
+    """What an earlier merge left there may be replaced, once the new one is proved; nothing else that lies there."""
+    if not (overwrite and output.is_dir() and (output / files.CARD).is_file()):
+        proof.check_not_there(output)
 
 
 def generate_from(target: Target, prompt: str, max_new_tokens: int) -> str:

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ftune import folder
+from ftune import folder, lock, signals
 from ftune.console.streams import note
 from ftune.console.sweep import SweepProgress, sweep_progress
-from ftune.errors import ExitCode, Interrupted
+from ftune.errors import ExitCode
 from ftune.quantities import format_duration, format_score
 from ftune.report.sweep import Outcome, summarize
 from ftune.report.sweep_pages import write_pages
 from ftune.run.variants import Call, Member, members
+from ftune.signals import Stopped
 
 LABELS = ("failed", "error", "stopped")
 """With one of these words begins what a run says of its end."""
@@ -38,7 +39,7 @@ def compare_methods(call: Call) -> dict[str, Any]:
     if found.runs[0].settings.data.test is None:
         note("the recipe has no data.test: the methods are compared by forgetting and cost alone")
     outcomes = {member.name: Outcome.waiting(member.variant.label, member.seed, member.path) for member in found.runs}
-    with folder.lock(found.folder), sweep_progress(len(found.runs)) as progress:
+    with lock.hold(found.folder), sweep_progress(len(found.runs)) as progress:
         for member in found.runs:
             outcomes[member.name] = run_member(call, member, outcomes[member.name], found.folder, progress)
             document = summarize(found.folder, list(outcomes.values()), found.left_out)
@@ -100,12 +101,12 @@ def run_process(arguments: Sequence[str], log: Path, progress: SweepProgress) ->
         try:
             listen()
             code = process.wait()
-        except Interrupted as stopped:
-            process.send_signal(signal.SIGTERM if stopped.exit_code == ExitCode.TERMINATED else signal.SIGINT)
+        except Stopped as stopped:
+            process.send_signal(stopped.number)
             listen()
             process.wait()
             hint = "ftune compare ... --resume goes on where it stopped"
-            raise Interrupted(stopped.problems[0].what, str(log), hint, exit_code=stopped.exit_code) from stopped
+            raise signals.interrupted(stopped.number, "", str(log), hint) from None
     return code, list(last)
 
 

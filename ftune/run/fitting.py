@@ -1,22 +1,19 @@
 """The training stage of a run: from the newest checkpoint to the last step, with metrics, checkpoints and signals."""
 
-import json
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, features, folder, optimizers, schedule, train
+from ftune import checkpoint, features, folder, optimizers, schedule, signals, train
+from ftune.batches import Features
 from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
 from ftune.engine import Engine, telling_lost_processes
-from ftune.errors import ExitCode, Interrupted, RunError, UserError
+from ftune.errors import Interrupted, RunError
 from ftune.folder import RunFolder
 from ftune.methods.base import training_state
 from ftune.methods.head import method_of
@@ -24,30 +21,20 @@ from ftune.objectives import OBJECTIVES
 from ftune.recipe import Recipe
 from ftune.run import replaying, watching
 from ftune.run.inputs import Inputs
+from ftune.run.resuming import Beginning, cut_metrics
 from ftune.run.watching import Line, Selection, Watch
+from ftune.signals import Stop, Stopped
 from ftune.trackers import Trackers
 
 
-class Stop:
-    """Set by a signal; the loop looks at it after each step."""
+@dataclass(frozen=True)
+class Circumstances:
+    """What stands around the training of a run: where it goes on, what looks on, and what may end it."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM let the step in progress finish, so that its checkpoint can be saved."""
-    stop = Stop()
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    beginning: Beginning
+    watch: Watch | None
+    stop: Stop
+    trackers: Trackers
 
 
 def fit(
@@ -56,64 +43,102 @@ def fit(
     model: PreTrainedModel,
     engine: Engine,
     run: RunFolder,
-    made_from: dict[str, Any],
-    watch: Watch | None,
-    stop: Stop,
-    trackers: Trackers,
+    around: Circumstances,
 ) -> Selection:
-    """Train to the end, from the newest checkpoint if there is one; metrics and checkpoints are written on the way.
+    """Train to the end, from a checkpoint if there is one; metrics and checkpoints are written on the way.
 
-    The model is left at the step that is kept: the last, or the best of those that were evaluated. Of several processes
-    all train and evaluate, and one writes.
+    A step's checkpoint comes before its evaluation, which changes nothing: a signal may end it, and it is made again.
+    The model is left at the step that is kept, the last or the best. Of several processes all train, and one writes.
     """
+    beginning, watch, stop = around.beginning, around.watch, around.stop
     training, total = settings.training, inputs.plan.total_steps
     optimizer = optimizers.make_optimizer(model, training)
     state = training_state(model)
+    start, made_from = beginning.step, beginning.made_from
     found = train.begin_finding(model, inputs.plan)
-    start = resume_from(run, state, optimizer, made_from, found, engine)
-    trackers.start(start)
+    if beginning.found is not None:
+        checkpoint.restore(beginning.found, state, optimizer)
+        found.restore(beginning.found.inputs.get("found"))
+    lines = engine.from_main(cut_metrics(run, start) if engine.is_main else None)
+    around.trackers.start(start)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
     job = train.Job(model, method, objective, optimizer, engine, found=found)
-    validation_features = None
-    if method.trains_head_alone:
-        shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
-        shaped["held_as"] = settings.model.model_dump(mode="json", exclude={"base", "revision", "chat_template"})
-        source = features.Source(model, objective, inputs.plan, shaped, lambda: stop_if_asked(stop, run))
-        with engine.main_first():
-            job = replace(job, features=features.features_of(source, inputs.train.examples))
-            if inputs.validation is not None:
-                validation_features = features.features_of(source, inputs.validation.examples)
-    selects_best = training.select == "best"
-    steps = train.train(job, inputs.train.examples, inputs.plan, start)
-    opened = run.metrics.open("a", encoding="utf-8") if engine.is_main else nullcontext()
+    job, validation_features = with_features(job, settings, inputs, around, run)
+
+    def is_evaluated(step: int) -> bool:
+        return watch is not None and schedule.is_due(step, total, training.evaluate_every, per_epoch)
+
+    opened = folder.Lines(run.metrics) if engine.is_main else nullcontext()
     with opened as metrics, training_progress(total, start) as progress:
 
         def write(line: Line) -> None:
             if metrics is not None:
-                metrics.write(json.dumps(dict(line)) + "\n")
-                metrics.flush()
-            trackers.line(line)
+                metrics.write(dict(line))
+            around.trackers.line(line)
+
+        def asked_to_stop() -> int:
+            """The signal that reached any of the processes, or 0."""
+            return engine.most(stop.signal or 0)
+
+        def evaluate(step: int) -> None:
+            assert watch is not None
+            with suppress(Stopped):  # `stop` has it
+                write(watch.look(model, step, validation_features))
+
+        def save(step: int) -> None:
+            snapshot = checkpoint.take(state, optimizer, engine)
+            if metrics is not None:
+                metrics.sync()
+                best = chosen(settings, run, step).step if training.select == "best" else None
+                keep = Keep(training.keep_checkpoints, best)
+                checkpoint.save(run.checkpoints, step, snapshot, made_from | {"found": found.as_dict()}, keep)
 
         if watch is not None and start == 0:
             write(watch.base)
+        if start and is_evaluated(start) and not any(line["step"] == start for line in watching.evaluations(lines)):
+            evaluate(start)
+            if stopped := asked_to_stop():
+                raise interrupted(stopped, start, total, run)
+        steps = train.train(job, inputs.train.examples, inputs.plan, start)
         for step in telling_out_of_memory(replaying.recording(steps, settings, run, model, write)):
             write(step.as_dict())
             progress.update(step.step, step.loss, step.tokens_per_second, step.memory, step.learning_rate, step.epoch)
-            is_evaluated = watch is not None and schedule.is_due(step.step, total, training.evaluate_every, per_epoch)
-            if watch is not None and is_evaluated:
-                write(watch.look(model, step.step, validation_features))
             is_kept = schedule.is_due(step.step, total, training.checkpoint_every, per_epoch)
-            stopped_by = engine.most(stop.signal or 0)
-            if stopped_by or is_kept or (is_evaluated and selects_best):
-                snapshot = checkpoint.take(state, optimizer, engine)
-                if engine.is_main:
-                    best = chosen(settings, run, step.step).step if selects_best else None
-                    keep = Keep(training.keep_checkpoints, best)
-                    kept_inputs = made_from | {"found": found.as_dict()}
-                    checkpoint.save(run.checkpoints, step.step, snapshot, kept_inputs, keep)
-            if stopped_by:
-                raise interrupted(stopped_by, step.step, total, run)
+            stopped = asked_to_stop()
+            is_saved = bool(stopped) or is_kept or (is_evaluated(step.step) and training.select == "best")
+            if is_saved:
+                save(step.step)
+            if not stopped and is_evaluated(step.step):
+                evaluate(step.step)
+                stopped = asked_to_stop()
+            if stopped:
+                if not is_saved:
+                    save(step.step)
+                raise interrupted(stopped, step.step, total, run)
+    return leave_at_chosen(settings, run, total, state, engine)
+
+
+def with_features(
+    job: train.Job, settings: Recipe, inputs: Inputs, around: Circumstances, run: RunFolder
+) -> tuple[train.Job, Features | None]:
+    """The job and the validation rows with their features, where the body that makes them never changes."""
+    if not job.method.trains_head_alone:
+        return job, None
+    made_from = around.beginning.made_from
+    shaped = {key: made_from[key] for key in ("base", "template")} | {"objective": settings.objective.name}
+    shaped["held_as"] = settings.model.model_dump(mode="json", exclude={"base", "revision", "chat_template"})
+    source = features.Source(job.model, job.objective, inputs.plan, shaped, lambda: stop_if_asked(around.stop, run))
+    with job.engine.main_first():
+        job = replace(job, features=features.features_of(source, inputs.train.examples))
+        validation = inputs.validation
+        return job, None if validation is None else features.features_of(source, validation.examples)
+
+
+def leave_at_chosen(
+    settings: Recipe, run: RunFolder, total: int, state: Mapping[str, torch.Tensor], engine: Engine
+) -> Selection:
+    """Put the parameters of the step that is kept back, where it is not the last."""
     selection: Selection = engine.from_main(chosen(settings, run, total) if engine.is_main else None)
     if selection.step != total:
         checkpoint.restore_tensors(checkpoint.at(run.checkpoints, selection.step), state)
@@ -146,44 +171,10 @@ def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
 def stop_if_asked(stop: Stop, run: RunFolder) -> None:
     """End before the first step."""
     if stop.signal is not None:
-        code = ExitCode.TERMINATED if stop.signal == signal.SIGTERM else ExitCode.INTERRUPTED
-        what = f"stopped by {signal.Signals(stop.signal).name} before the first step"
-        raise Interrupted(what, str(run.path), "start again with ftune train RECIPE --resume", exit_code=code)
+        hint = "start again with ftune train RECIPE --resume"
+        raise signals.interrupted(stop.signal, "before the first step", str(run.path), hint)
 
 
 def interrupted(number: int, step: int, total: int, run: RunFolder) -> Interrupted:
-    code = ExitCode.TERMINATED if number == signal.SIGTERM else ExitCode.INTERRUPTED
-    what = f"stopped by {signal.Signals(number).name} after step {step} of {total}; checkpoint saved"
-    return Interrupted(what, str(run.path), "go on with ftune train RECIPE --resume", exit_code=code)
-
-
-def resume_from(
-    run: RunFolder,
-    state: Any,
-    optimizer: torch.optim.Optimizer,
-    made_from: dict[str, Any],
-    found_before: train.Found,
-    engine: Engine,
-) -> int:
-    """Restore the newest checkpoint and cut the metrics back to it; returns its step, 0 when there is none."""
-    found: checkpoint.Checkpoint | None = engine.from_main(
-        checkpoint.latest(run.checkpoints) if engine.is_main else None
-    )
-    step = 0
-    if found is not None:
-        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
-            raise UserError(
-                f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
-            )
-        checkpoint.restore(found, state, optimizer)
-        if "found" in found.inputs:
-            found_before.restore(found.inputs["found"])
-        step = found.step
-        note(f"resuming after step {step}")
-        if found.processes != engine.count:
-            counts = f"{found.processes} before, {engine.count} now"
-            note(f"another number of processes ({counts}): the same run, but not to the bit, and with other dropout")
-    if engine.is_main and run.metrics.exists():
-        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
-        folder.write_json_lines(run.metrics, lines)
-    return step
+    how = f"after step {step} of {total}; checkpoint saved"
+    return signals.interrupted(number, how, str(run.path), "go on with ftune train RECIPE --resume")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ftune import folder, report
+from ftune import folder, lock, report
 from ftune.console.streams import note
 from ftune.errors import UserError
 from ftune.folder import RunFolder
@@ -17,7 +17,7 @@ def rebuild_report(path: Path, verdicts: Path | None = None) -> Path:
     run = RunFolder(path)
     if not run.report.is_file():
         raise UserError("no report.json in this folder", str(path), "name the folder of a finished run")
-    with folder.lock(path):
+    with lock.hold(path):
         written = report.render(path) if verdicts is None else take_verdicts(run, verdicts)
         record(run, written)
     return path / "report.html"

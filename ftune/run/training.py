@@ -1,6 +1,5 @@
 """`ftune train`: recipe, plan, data, model and method, train, save, verify, evaluate, report."""
 
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,25 +8,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, optimizers, plan, quantized, recipe, report, schedule, trackers, train
+from ftune import classifier, folder, lock, optimizers, plan, quantized, report, schedule, signals, trackers, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.audit import print_audit
 from ftune.console.streams import messages, note, warn
 from ftune.engine import Engine, whole
-from ftune.errors import UserError
 from ftune.folder import RunFolder
 from ftune.methods import METHODS
 from ftune.methods.base import copy_strictly, trainable, training_state
-from ftune.recipe import Recipe
-from ftune.run import evidence, watching
-from ftune.run.fitting import fit, stopping_on_signals
+from ftune.recipe import Change, Recipe
+from ftune.run import changes, evidence, resuming, watching
+from ftune.run.fitting import Circumstances, fit
 from ftune.run.inputs import Inputs, attach_method, digests, hashes, load_base, require, resolve
+from ftune.run.resuming import Beginning, check_folder
 from ftune.settings import METHOD_NAMES
-
-RESUMABLE = ("gates.", "evaluation.", "output.trackers", "training.parallel")
-"""Parts of a recipe that may change before a run is resumed: they do not touch training."""
 
 
 def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
@@ -36,13 +32,17 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     run = RunFolder(settings.output.dir)
     began = time.perf_counter()
     engine = Engine(settings.training.parallel)
+    changed = list[Change]()
     if engine.is_main:
-        check_folder(run, settings, resume, overwrite)
-    if engine.from_main(resume and engine.is_main and run.is_complete):
-        note(f"already complete: {run.path}, nothing to do")
+        resuming.check_free(run)
+        changed = check_folder(run, settings, resume, overwrite)
+    if engine.from_main(engine.is_main and resume and run.is_complete and not changed):
+        note(resuming.told_complete(run))
         return {**folder.read_json(run.report), "already_complete": True} if engine.is_main else None
     with engine.main_first():
         inputs = require(settings)
+        if engine.is_main:
+            changes.check_length(run, changed, inputs)
     print_audit(inputs.account(), messages())
     for told in (inputs.prediction.told_targets(), engine.told()):
         if told:
@@ -53,14 +53,24 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     engine.hold(model, before)
     tell_numbers(model, engine.device)
     with (
-        folder.lock(run.path) if engine.is_main else nullcontext(),
+        lock.hold(run.path) if engine.is_main else nullcontext(),
+        resuming.telling_how_to_resume(run),
         trackers.following(settings, run, resume, engine.is_main) as following,
     ):
+        beginning = None
         if engine.is_main:
-            begin(settings, inputs, run, resume, overwrite)
-        made_from = engine.from_main(digests(settings, inputs) if engine.is_main else None)
-        with stopping_on_signals() as stop:
-            selection = fit(settings, inputs, model, engine, run, made_from, watch, stop, following)
+            check_folder(run, settings, resume, overwrite)  # somebody may have been here meanwhile
+            folder.settle(run.path)
+            folder.settle(run.checkpoints)
+            if overwrite:
+                resuming.clear(run)
+            beginning = begin(settings, inputs, run, changed, engine)
+        beginning = engine.from_main(beginning)
+        with signals.held(may_interrupt=engine.count == 1) as stop:
+            around = Circumstances(beginning, watch, stop, following)
+            selection = fit(settings, inputs, model, engine, run, around)
+            stop.signal = engine.most(stop.signal or 0) or None
+        made_from = beginning.made_from
         record = tensors_record(model, before) | quantized.describe(model, settings.model)
         record |= {"optimizer": optimizers.resolve_optimizer(settings.training.optimizer, engine.device)}
         live = proof.reference(model)
@@ -81,14 +91,14 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     return document
 
 
-def begin(settings: Recipe, inputs: Inputs, run: RunFolder, resume: bool, overwrite: bool) -> None:
-    """The files that a run has from its start."""
-    if overwrite:
-        clear(run)
-    if not resume:
-        folder.write_text(run.recipe, recipe.dump(settings))
+def begin(settings: Recipe, inputs: Inputs, run: RunFolder, changed: list[Change], engine: Engine) -> Beginning:
+    """Where the run goes on, and the files that a run has from its start."""
+    made_from = digests(settings, inputs) | {"environment": changes.environment(engine)}
+    beginning = resuming.begin(run, made_from)
+    changes.record(run, changed, settings, beginning.step)
     folder.write_json(run.plan, inputs.prediction.as_dict())
     folder.write_json_lines(run.twins, (twin.as_dict() for twin in inputs.twins))
+    return beginning
 
 
 def unsharded(settings: Recipe, inputs: Inputs, model: PreTrainedModel, engine: Engine) -> PreTrainedModel:
@@ -102,38 +112,6 @@ def unsharded(settings: Recipe, inputs: Inputs, model: PreTrainedModel, engine: 
     attach_method(settings, inputs, plain)
     copy_strictly(training_state(plain), trained)
     return plain
-
-
-def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool) -> None:
-    """What lies in output.dir decides whether this run may use it."""
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
-    if resume:
-        if not run.is_run:
-            raise UserError("no run to resume", str(run.path), "start it without --resume")
-        changes = recipe.differences(recipe.load(run.recipe), settings)
-        if bending := [change for change in changes if not change.startswith(RESUMABLE)]:
-            raise UserError(
-                "the recipe changed since this run began: " + "; ".join(bending),
-                str(run.recipe),
-                "resume with the recipe it began with, or start another run",
-            )
-    elif run.path.exists() and any(run.path.iterdir()):
-        if not run.is_run:
-            raise UserError("this folder holds other files", str(run.path), "choose another output.dir")
-        if not overwrite:
-            raise UserError(
-                "this folder holds a run already", str(run.path), "use --resume, --overwrite or another output.dir"
-            )
-
-
-def clear(run: RunFolder) -> None:
-    """Remove an old run's files, only now that the new one is ready to start."""
-    for entry in run.path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != folder.LOCK:
-            entry.unlink()
 
 
 def determinism(device: torch.device) -> dict[str, Any]:
@@ -304,6 +282,6 @@ def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
     """Render the report with the manifest's facts, then record every file's checksum in it: that completes the run."""
     folder.write_json(run.manifest, manifest)
     report.render(run.path)
-    names = folder.checksums(run.path, exclude=(folder.LOCK, run.manifest.name))
+    names = folder.checksums(run.path, exclude=(lock.NAME, run.manifest.name))
     kept = {name: digest for name, digest in names.items() if not is_outside(name)}
     folder.write_json(run.manifest, {**manifest, "files": kept})

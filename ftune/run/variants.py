@@ -17,7 +17,7 @@ from ftune.recipe.document import in_yaml, read_value
 from ftune.run import preview
 from ftune.run.datasets import Collector
 from ftune.run.inputs import check_objective, check_possible, read, resolve, training_plan
-from ftune.run.training import check_folder
+from ftune.run.resuming import check_folder
 from ftune.settings import METHOD_NAMES, available
 
 OPTION = "--methods"

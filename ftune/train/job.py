@@ -53,7 +53,10 @@ class Found:
     def as_dict(self) -> dict[str, Any]:
         return {"micro_batch_tokens": self.micro_batch_tokens, "scaler": self.scaler.state_dict()}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """What a checkpoint holds; older ones hold none."""
+        if saved is None:
+            return
         self.micro_batch_tokens = saved["micro_batch_tokens"]
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
