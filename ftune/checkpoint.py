@@ -72,9 +72,14 @@ def save(
     """
     target = path_of(checkpoints, step)
     names = {id(parameter): name for name, parameter in tensors.items()}
-    with folder.atomic_folder(target) as path:
+    moments, numbers = _optimizer_state(optimizer, names)
+
+    def read_back(path: Path) -> None:
+        _read_back(path / PARAMETERS, tensors, target)
+        _read_back(path / OPTIMIZER, moments, target)
+
+    with folder.atomic_folder(target, read_back) as path:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path / PARAMETERS)
-        moments, numbers = _optimizer_state(optimizer, names)
         save_file(moments, path / OPTIMIZER)
         state = {
             "format_version": FORMAT_VERSION,
@@ -84,13 +89,15 @@ def save(
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         (path / SUMS).write_text(_sums(folder.checksums(path)), encoding="utf-8")
-        folder.sync_tree(path)
-        _read_back(path / PARAMETERS, tensors, target)
-        _read_back(path / OPTIMIZER, moments, target)
+    prune(checkpoints, keep)
+    return target
+
+
+def prune(checkpoints: Path, keep: Keep) -> None:
+    """Remove what there is no room for. Only after the newest was verified: by `save`, or by `latest`."""
     for old in folders_in(checkpoints)[: -keep.newest]:
         if keep.best is None or old != path_of(checkpoints, keep.best):
             folder.remove_folder(old)
-    return target
 
 
 def _sums(digests: Mapping[str, str]) -> str:

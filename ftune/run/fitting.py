@@ -44,9 +44,10 @@ def fit(
     optimizer = train.make_optimizer(model, training)
     state = training_state(model)
     start, made_from = beginning.step, beginning.made_from
+    lines = cut_metrics(run, start)
     if beginning.found is not None:
         checkpoint.restore(beginning.found, state, optimizer)
-    lines = cut_metrics(run, start)
+        checkpoint.prune(run.checkpoints, kept(settings, run, start))  # what a killed save had left to do
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
     job = train.Job(model, method, objective, optimizer, accelerator)
@@ -72,9 +73,7 @@ def fit(
 
         def save(step: int) -> None:
             metrics.sync()
-            best = chosen(settings, run, step).step if selects_best else None
-            keep = Keep(training.keep_checkpoints, best)
-            checkpoint.save(run.checkpoints, step, state, optimizer, made_from, keep)
+            checkpoint.save(run.checkpoints, step, state, optimizer, made_from, kept(settings, run, step))
 
         if watch is not None and start == 0:
             metrics.write(dict(watch.base))
@@ -110,6 +109,12 @@ def chosen(settings: Recipe, run: RunFolder, step: int) -> Selection:
     return watching.choose(lines, settings.evaluation.metric, settings.gates.max_forgetting) or Selection(
         "best", step, "no evaluation before it"
     )
+
+
+def kept(settings: Recipe, run: RunFolder, step: int) -> Keep:
+    """Which checkpoints stay, once there is one of this step."""
+    best = chosen(settings, run, step).step if settings.training.select == "best" else None
+    return Keep(settings.training.keep_checkpoints, best)
 
 
 def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:
