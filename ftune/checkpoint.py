@@ -82,7 +82,12 @@ class Keep:
 def save(checkpoints: Path, step: int, snapshot: Snapshot, inputs: dict[str, Any], keep: Keep) -> Path:
     """Write one checkpoint whole and read it back; only then remove those that `keep` has no room for."""
     target = path_of(checkpoints, step)
-    with folder.atomic_folder(target) as path:
+
+    def read_back(path: Path) -> None:
+        _read_back(path / PARAMETERS, snapshot.parameters, target)
+        _read_back(path / OPTIMIZER, snapshot.moments, target)
+
+    with folder.atomic_folder(target, read_back) as path:
         save_file(snapshot.parameters, path / PARAMETERS)
         save_file(snapshot.moments, path / OPTIMIZER)
         state = {
@@ -93,13 +98,15 @@ def save(checkpoints: Path, step: int, snapshot: Snapshot, inputs: dict[str, Any
         }
         (path / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         (path / SUMS).write_text(_sums(folder.checksums(path)), encoding="utf-8")
-        folder.sync_tree(path)
-        _read_back(path / PARAMETERS, snapshot.parameters, target)
-        _read_back(path / OPTIMIZER, snapshot.moments, target)
+    prune(checkpoints, keep)
+    return target
+
+
+def prune(checkpoints: Path, keep: Keep) -> None:
+    """Remove what there is no room for. Only after the newest was verified: by `save`, or by `latest`."""
     for old in folders_in(checkpoints)[: -keep.newest]:
         if keep.best is None or old != path_of(checkpoints, keep.best):
             folder.remove_folder(old)
-    return target
 
 
 def _sums(digests: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,10 @@ def read_json_lines(path: Path, may_be_torn: bool = False) -> list[Any]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, prove: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
     """A folder that appears complete or not at all: filled under a temporary name beside it, synced, then renamed.
 
+    prove: what must hold of it once it is synced, or it does not appear.
     An existing target is replaced only after the new folder is whole; killed in between, `settle` puts it back.
     """
     temporary, old = None, target.with_name(OLD + target.name)
@@ -186,6 +187,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         sync_tree(temporary)
+        prove(temporary)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
@@ -204,9 +206,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Remove a folder so that it is there whole or not at all."""
     gone = path.with_name(GONE + path.name)
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone)
+    try:
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise RunError(f"could not remove: {error.strerror or error}", str(path), "check rights") from error
 
 
 def settle(parent: Path) -> None:

@@ -79,11 +79,13 @@ class Stage:
 
     def train(self, path: Path, watch=None, **training):
         """From the newest checkpoint in a folder to the end, exactly as a run does it."""
-        settings = self.load(**training)
+        settings = self.load(**training) if training else self.settings
         model = copy.deepcopy(self.base)
         attach_method(settings, self.inputs, model)
         run = RunFolder(path)
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        folder.settle(path)
+        folder.settle(run.checkpoints)
         with signals.held() as stop:
             beginning = resuming.begin(run, self.made_from)
             around = Circumstances(beginning, watch, stop, Trackers(settings, run, False, ()))

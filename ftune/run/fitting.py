@@ -56,10 +56,12 @@ def fit(
     state = training_state(model)
     start, made_from = beginning.step, beginning.made_from
     found = train.begin_finding(model, inputs.plan)
+    lines = engine.from_main(cut_metrics(run, start) if engine.is_main else None)
     if beginning.found is not None:
         checkpoint.restore(beginning.found, state, optimizer)
         found.restore(beginning.found.inputs.get("found"))
-    lines = engine.from_main(cut_metrics(run, start) if engine.is_main else None)
+        if engine.is_main:
+            checkpoint.prune(run.checkpoints, kept(settings, run, start))  # what a killed save had left to do
     around.trackers.start(start)
     per_epoch = schedule.steps_per_epoch(len(inputs.train.mixture), training.batch_size)
     method, objective = method_of(settings.method.name, model), OBJECTIVES[settings.objective.name]
@@ -78,7 +80,6 @@ def fit(
             around.trackers.line(line)
 
         def asked_to_stop() -> int:
-            """The signal that reached any of the processes, or 0."""
             return engine.most(stop.signal or 0)
 
         def evaluate(step: int) -> None:
@@ -90,9 +91,8 @@ def fit(
             snapshot = checkpoint.take(state, optimizer, engine)
             if metrics is not None:
                 metrics.sync()
-                best = chosen(settings, run, step).step if training.select == "best" else None
-                keep = Keep(training.keep_checkpoints, best)
-                checkpoint.save(run.checkpoints, step, snapshot, made_from | {"found": found.as_dict()}, keep)
+                inputs_then = made_from | {"found": found.as_dict()}
+                checkpoint.save(run.checkpoints, step, snapshot, inputs_then, kept(settings, run, step))
 
         if watch is not None and start == 0:
             write(watch.base)
@@ -154,6 +154,12 @@ def chosen(settings: Recipe, run: RunFolder, step: int) -> Selection:
     return watching.choose(lines, settings.evaluation.metric, settings.gates.max_forgetting) or Selection(
         "best", step, "no evaluation before it"
     )
+
+
+def kept(settings: Recipe, run: RunFolder, step: int) -> Keep:
+    """Which checkpoints stay, once there is one of this step."""
+    best = chosen(settings, run, step).step if settings.training.select == "best" else None
+    return Keep(settings.training.keep_checkpoints, best)
 
 
 def telling_out_of_memory(steps: Iterator[train.Step]) -> Iterator[train.Step]:

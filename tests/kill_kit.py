@@ -1,0 +1,176 @@
+"""A process that is killed, or refused, at its n-th file operation, and what a run must end with all the same.
+
+A child is forked from this process, which has imported and warmed up everything. There each operation that changes a
+file below a folder is counted: open for writing, write (killed in its middle, half of it done), fsync, rename, unlink,
+mkdir, rmdir, chmod. safetensors writes outside of Python: of it the beginning, a half written file and the end count.
+"""
+
+import builtins
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from ftune import folder
+from ftune.errors import FtuneError
+
+EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+TIMES = {"seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes"}
+
+
+class Operations:
+    """What this process does to files below a folder; at the n-th it is killed, or told that the disk is full."""
+
+    def __init__(self, below: Path, end_at: int | None, log: Path | None = None, is_full: bool = False) -> None:
+        self.below, self.end_at, self.log, self.is_full = f"{below}{os.sep}", end_at, log, is_full
+        self.count = 0
+        self.write, self.pwrite, self.fsync = os.write, os.pwrite, os.fsync
+        self.open, self.serialize_file = io.open, safetensors.torch.serialize_file
+
+    def is_ours(self, path: object) -> bool:
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        return isinstance(path, str | os.PathLike) and f"{os.path.abspath(path)}".startswith(self.below)
+
+    def is_last(self, what: str, path: object) -> bool:
+        """Count an operation; whether it is the one to end at."""
+        if self.count == self.end_at or not self.is_ours(path):
+            return False
+        self.count += 1
+        if self.log is not None:
+            place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
+            with self.open(self.log, "a") as log:
+                log.write(f"{what} {place.removeprefix(self.below)}\n")
+        return self.count == self.end_at
+
+    def die(self) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, what: str, path: object) -> None:
+        if self.is_last(what, path):
+            self.die()
+
+    def install(self) -> None:
+        def audit(event: str, arguments: tuple) -> None:
+            if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
+                self.before("open", arguments[0])
+            elif event in EVENTS:
+                # With the folder's descriptor, as rmtree has it, the name is relative to that.
+                dir_fd = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}.get(event)
+                around = (
+                    "" if dir_fd is None or arguments[dir_fd] < 0 else os.readlink(f"/proc/self/fd/{arguments[dir_fd]}")
+                )
+                self.before(event.removeprefix("os."), os.path.join(around, arguments[0]))
+
+        sys.addaudithook(audit)
+        os.fsync = lambda descriptor: (self.before("fsync", descriptor), self.fsync(descriptor))[1]
+        os.write = lambda descriptor, data: self.torn(self.write, descriptor, data)
+        os.pwrite = lambda descriptor, data, offset: self.torn(self.pwrite, descriptor, data, offset)
+        io.open = builtins.open = self.opened
+        safetensors.torch.serialize_file = self.serialized
+
+    def torn(self, write: Callable, descriptor: int, data: bytes, *more: int) -> int:
+        if self.is_last("write", descriptor):
+            write(descriptor, data[: len(data) // 2], *more)
+            self.die()
+        return write(descriptor, data, *more)
+
+    def opened(self, file, mode="r", *arguments, **options):
+        found = self.open(file, mode, *arguments, **options)
+        if set(mode) & set("wax+") and self.is_ours(file):
+            return Torn(found, self, file)
+        return found
+
+    def serialized(self, tensors, filename, *arguments, **options) -> None:
+        try:
+            self.before("write", filename)
+            self.serialize_file(tensors, filename, *arguments, **options)
+            if self.is_last("write", filename):
+                os.truncate(filename, os.path.getsize(filename) // 2)
+                self.die()
+            self.before("write", filename)
+        except OSError as error:
+            raise SafetensorError(f"Error while serializing: I/O error: {error.strerror} (os error 28)") from error
+
+
+class Torn:
+    """An open file; killed at a write, it has half of that."""
+
+    def __init__(self, file, operations: Operations, path: object) -> None:
+        self.file, self.operations, self.path = file, operations, path
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __iter__(self):
+        return iter(self.file)
+
+    def write(self, data):
+        if self.operations.is_last("write", self.path):
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            self.operations.die()
+        return self.file.write(data)
+
+
+def in_child(work: Callable[[], object], operations: Operations | None = None, log: Path | None = None) -> int:
+    """Do something in a forked process: its exit code, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            sys.stdout = sys.stderr = open(log or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+            if operations is not None:
+                operations.install()
+            work()
+            code = 0
+        except FtuneError as error:
+            print(error)
+            code = error.exit_code
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def operations_of(work: Callable[[], object], below: Path, log: Path) -> list[str]:
+    """All the operations of some work that is not killed."""
+    log.unlink(missing_ok=True)
+    assert in_child(work, Operations(below, None, log)) == 0
+    return log.read_text().splitlines()
+
+
+def whole_outcome(path: Path) -> dict:
+    """What a finished run must end with, whatever happened on the way: bytes, and numbers without times."""
+    run = folder.RunFolder(path)
+    assert run.is_complete
+    assert folder.changed_files(path, folder.read_json(run.manifest)["files"]) == []
+    assert not [file for file in path.rglob("*") if file.name.startswith(".tmp-") or file.name == "lock.json"]
+    lines = [
+        {key: value for key, value in line.items() if key not in ("tokens_per_second", "memory")}
+        for line in folder.read_json_lines(run.metrics)
+    ]
+    report = folder.read_json(run.report)
+    report["cost"] = {key: value for key, value in report["cost"].items() if key not in TIMES}
+    files = {
+        part: folder.checksums(path / part) for part in ("adapter", "merged", "checkpoints") if (path / part).is_dir()
+    }
+    texts = {file.name: file.read_bytes() for file in (run.samples, run.probe, run.twins) if file.is_file()}
+    return {"metrics": lines, "report": report, **files, **texts}
