@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftune import folder
+from ftune import folder, stored
 from ftune.errors import UserError
+from ftune.trust import telling_damage
 
 STATE = "state.json"
 PARAMETERS = "parameters.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What torch's optimizers keep in the shape of each parameter."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -104,22 +107,25 @@ def at(checkpoints: Path, step: int) -> Checkpoint:
 
 
 def _open(path: Path) -> Checkpoint:
-    state = folder.read_json(path / STATE)
-    if state["format_version"] > folder.FORMAT_VERSION:
-        raise UserError("made by a newer ftune", str(path), "update ftune")
-    if damaged := folder.changed_files(path, state["files"]):
-        raise UserError(
-            f"checksum mismatch: {', '.join(damaged)}",
-            str(path),
-            "remove this checkpoint to resume from the one before",
-        )
-    return Checkpoint(path, state["step"], state["inputs"], state.get("optimizer_numbers", {}))
+    state = stored.read_object(path / STATE)
+    with stored.as_written(path / STATE):
+        if state["format_version"] > folder.FORMAT_VERSION:
+            raise UserError("made by a newer ftune", str(path), "update ftune")
+        if damaged := folder.changed_files(path, state["files"]):
+            raise UserError(
+                f"checksum mismatch: {', '.join(damaged)}",
+                str(path),
+                "remove this checkpoint to resume from the one before",
+            )
+        if {PARAMETERS, OPTIMIZER} - state["files"].keys() or path_of(path.parent, state["step"]) != path:
+            raise ValueError("the step or the list of files")
+        return Checkpoint(path, state["step"], dict(state["inputs"]), dict(state.get("optimizer_numbers", {})))
 
 
 @torch.no_grad()
 def restore_tensors(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put parameters back, bit for bit; names and shapes must be exactly those saved."""
-    saved = load_file(checkpoint.path / PARAMETERS)
+    saved = _read(checkpoint.path / PARAMETERS)
     fits = saved.keys() == tensors.keys() and all(saved[name].shape == tensor.shape for name, tensor in tensors.items())
     if not fits:
         raise UserError(
@@ -134,7 +140,13 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
     """Put parameters and optimizer state back, bit for bit."""
     restore_tensors(checkpoint, tensors)
     states: dict[str, dict[str, Any]] = {}
-    for key, value in load_file(checkpoint.path / OPTIMIZER).items():
+    moments = _read(checkpoint.path / OPTIMIZER)
+    for key in (*moments, *checkpoint.optimizer_numbers):
+        name, _, what = key.rpartition("/")
+        if name not in tensors or (what in LIKE_PARAMETERS and moments[key].shape != tensors[name].shape):
+            hint = "resume with the run's recipe"
+            raise UserError(f"the optimizer's {key} is not of this model", str(checkpoint.path), hint)
+    for key, value in moments.items():
         name, _, what = key.rpartition("/")
         # AdamW counts its steps in a tensor that stays on the CPU.
         moved = value if value.ndim == 0 else _placed(value, what, tensors[name], optimizer)
@@ -144,6 +156,12 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
         states.setdefault(name, {})[what] = number
     for name, state in states.items():
         optimizer.state[tensors[name]] = state
+
+
+def _read(file: Path) -> Tensors:
+    with telling_damage(file):
+        tensors: Tensors = load_file(file)
+    return tensors
 
 
 def _placed(value: torch.Tensor, what: str, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:

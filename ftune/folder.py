@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ftune.errors import RunError, UserError
+from ftune.stored import REPAIR, is_inside, read_object
+from ftune.stored import read_json as read_json
+from ftune.stored import read_json_lines as read_json_lines
 
 FORMAT_VERSION = 1
 LOCK = "lock.json"
@@ -45,7 +48,15 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """The manifest's list of checksums is the last thing a run writes."""
-        return self.manifest.is_file() and "files" in read_json(self.manifest)
+        return self.manifest.is_file() and "files" in read_object(self.manifest)
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The manifest's checksums by file; raises UserError where they are none."""
+        found = read_object(self.manifest).get("files")
+        if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+            raise UserError('"files" is no list of checksums', str(self.manifest), REPAIR)
+        return found
 
 
 def sync_folder(path: Path) -> None:
@@ -58,18 +69,23 @@ def sync_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: a temporary file beside it, synced, then renamed.
+
+    A link at either name is replaced, never followed.
+    """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunError(f"could not write: {error.strerror or error}", str(path), "free space, check rights") from error
 
 
@@ -84,20 +100,6 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_json(path: Path) -> Any:
-    """The document in a JSON file; raises UserError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", str(path), "check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid JSON: {error}", str(path), "restore the file, or make it again") from error
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @contextmanager
@@ -145,7 +147,8 @@ def new_in_cache(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{IN_PROGRESS}*"):  # of killed runs; never what another run is writing
-            if not is_alive(int(leftover.name.removeprefix(IN_PROGRESS).partition("-")[0])):
+            owner = leftover.name.removeprefix(IN_PROGRESS).partition("-")[0]
+            if not owner.isdecimal() or not is_alive(int(owner)):
                 shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{IN_PROGRESS}{os.getpid()}-", dir=path.parent))
         try:
@@ -191,11 +194,17 @@ def checksums(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
 
 
 def changed_files(folder: Path, expected: dict[str, str]) -> list[str]:
-    """The files whose bytes are no longer those that were recorded, or that are gone."""
-    return [n for n, digest in expected.items() if not (folder / n).is_file() or sha256_file(folder / n) != digest]
+    """The files whose bytes are no longer those that were recorded, or that are gone; and names that lead elsewhere."""
+    return [
+        name
+        for name, digest in expected.items()
+        if not is_inside(name) or not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
 
 
 def is_alive(pid: int) -> bool:
+    if not 0 < pid < 2**31:  # a damaged lock: kill() would take it for a group of processes, or not at all
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -212,8 +221,8 @@ def lock(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock_file = path / LOCK
         if lock_file.exists():
-            owner = read_json(lock_file).get("pid", -1)
-            if owner != os.getpid() and is_alive(owner):
+            owner = read_object(lock_file).get("pid")
+            if isinstance(owner, int) and owner != os.getpid() and is_alive(owner):
                 raise UserError(f"in use by pid {owner}", str(path), "wait for that run, or choose another output.dir")
             lock_file.unlink()
         with lock_file.open("x") as file:

@@ -16,6 +16,7 @@ LAYERS = [
     "settings",
     "recipe",
     "schedule",
+    "stored",
     "folder",
     "quantities",
     "statistics",
@@ -27,6 +28,7 @@ LAYERS = [
     "attention",
     "loss",
     "quantized",
+    "trust",
     "model",
     "comparing",
     "classifier",
@@ -46,7 +48,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-WITHOUT_TORCH = ["errors", "settings", "recipe", "schedule", "folder"]
+WITHOUT_TORCH = ["errors", "settings", "recipe", "schedule", "stored", "folder"]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft", "matplotlib"}
 LONGEST_FILE = 320
 LONGEST_FUNCTION = 80

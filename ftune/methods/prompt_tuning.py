@@ -43,7 +43,12 @@ def starting_ids(model: PreTrainedModel, settings: PromptTuningSettings, seed: i
     """The tokens whose embeddings the prompt starts as: of `init_text`, repeated as needed, or random ones."""
     if settings.init_text is None:
         return virtual.vocabulary_ids(model, settings.virtual_tokens, seed)
-    ids = AutoTokenizer.from_pretrained(model.name_or_path)(settings.init_text, add_special_tokens=False)["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.name_or_path,
+        revision=getattr(model.config, "_commit_hash", None) or "main",  # the very one that the model is of
+        trust_remote_code=False,
+    )
+    ids = tokenizer(settings.init_text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UserError("this text has no tokens", "method.init_text", "write what the task is about")
     repeated = (ids * settings.virtual_tokens)[: settings.virtual_tokens]

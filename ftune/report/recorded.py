@@ -23,6 +23,6 @@ def review_count(recipe: str | None) -> int:
 def _sections(recipe: str | None) -> dict[str, Any]:
     try:
         sections = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return sections if isinstance(sections, dict) else {}

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import checkpoint, features, folder, schedule, train
+from ftune import checkpoint, features, folder, schedule, stored, train
 from ftune.checkpoint import Keep
 from ftune.console.progress import training_progress
 from ftune.console.streams import note
@@ -146,7 +146,7 @@ def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, ma
     found = checkpoint.latest(run.checkpoints)
     step = 0
     if found is not None:
-        if changed := [name for name in made_from if made_from[name] != found.inputs[name]]:
+        if changed := [name for name in made_from if made_from[name] != found.inputs.get(name)]:
             raise UserError(
                 f"changed since this run began: {', '.join(changed)}", str(found.path), "restore these files"
             )
@@ -154,6 +154,7 @@ def resume_from(run: RunFolder, state: Any, optimizer: torch.optim.Optimizer, ma
         step = found.step
         note(f"resuming after step {step}")
     if run.metrics.exists():
-        lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
+        with stored.as_written(run.metrics):
+            lines = [line for line in folder.read_json_lines(run.metrics) if line["step"] <= step] if step else []
         folder.write_json_lines(run.metrics, lines)
     return step

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, plan, quantized, recipe, report, schedule, train
+from ftune import classifier, folder, plan, quantized, recipe, report, schedule, stored, train
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
@@ -36,7 +36,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
     check_folder(run, settings, resume, overwrite)
     if resume and run.is_complete:
         note(f"already complete: {run.path}, nothing to do")
-        return {**folder.read_json(run.report), "already_complete": True}
+        return {**stored.read_object(run.report), "already_complete": True}
     inputs = require(settings)
     print_audit(inputs.account(), messages())
     if told := inputs.prediction.told_targets():
@@ -75,6 +75,10 @@ def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool
     """What lies in output.dir decides whether this run may use it."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
+    if run.path.is_symlink() or not overwrite:  # what is overwritten is removed, links as the links they are
+        stored.refuse_links(run.path)
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError("a file of this name exists already", str(run.path), "choose another output.dir")
     if resume:
         if not run.is_run:
             raise UserError("no run to resume", str(run.path), "start it without --resume")
@@ -238,6 +242,7 @@ def finish(
         "commits": made_from["commits"],
         "template": made_from["template"],
         "metric": inputs.function and inputs.function.as_dict(),
+        "trust_remote_code": settings.model.trust_remote_code,
         **record,
     }
     write_manifest(run, manifest)
