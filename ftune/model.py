@@ -46,11 +46,13 @@ def _source(settings: ModelSection) -> dict[str, Any]:
 
 @cache
 def _commit(base: str, revision: str | None) -> str:
-    """The commit that a revision of the hub is at, once for the whole process: it may move while a run goes on."""
-    wanted = revision or "main"
+    """The commit that a revision of the hub is at, once for the whole process: it may move while a run goes on.
+
+    Where it cannot be had it is the revision itself, with which the loader then fails and tells why.
+    """
     found = trust.find(ModelSection(base=base, revision=revision), "config.json")
     commit = extract_commit_hash(None if found is None else str(found), None)
-    return wanted if commit is None else str(commit)
+    return commit or revision or "main"
 
 
 def _check_folder(settings: ModelSection, file: str) -> None:
@@ -186,6 +188,7 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
             f"model.base: {settings.base}",
             "the folder's config.json and weights must belong together",
         )
+    model.made_from = settings
     if settings.quantization == "none":
         return model.to(device)
     quantized.settle(model, settings, dtype)
@@ -198,13 +201,14 @@ def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
     with _told("model", settings):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
         model.tie_weights()
+    model.made_from = settings
     return model
 
 
 def fingerprint(settings: ModelSection) -> dict[str, str]:
     """sha256 of each file that makes the base what it is; for a hub id, its commit hash."""
     if not isinstance(settings.base, Path):
-        return {"commit": str(getattr(load_config(settings), "_commit_hash", None))}
+        return {"commit": _commit(settings.base, settings.revision)}
     code = (".py",) if settings.trust_remote_code else ()
     kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin", *code)
     return {name: digest for name, digest in folder.checksums(settings.base).items() if name.endswith(kinds)}

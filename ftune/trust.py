@@ -71,7 +71,8 @@ def check_weights(settings: ModelSection) -> None:
     if index is not None:
         shards(index)
     elif isinstance(base, Path) and not (base / "model.safetensors").is_file():
-        if pickles := sorted(file.name for file in base.iterdir() if file.suffix in PICKLES):
+        pickles = sorted(file.name for file in base.iterdir() if file.suffix in PICKLES)
+        if pickles:
             what = f"no safetensors here, only what may run code when it is read: {', '.join(pickles)}"
             raise UserError(what, f"model.base: {base}", "save the weights as safetensors")
     if isinstance(base, Path) and (base / "adapter_config.json").is_file():

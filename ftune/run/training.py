@@ -75,8 +75,8 @@ def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool
     """What lies in output.dir decides whether this run may use it."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
-    if run.path.is_symlink() or not overwrite:  # what is overwritten is removed, links as the links they are
-        stored.refuse_links(run.path)
+    # What is overwritten is removed, links as the links they are; all but the lock.
+    stored.refuse_links(run.path / folder.LOCK if overwrite and not run.path.is_symlink() else run.path)
     if run.path.exists() and not run.path.is_dir():
         raise UserError("a file of this name exists already", str(run.path), "choose another output.dir")
     if resume:
