@@ -109,6 +109,7 @@ def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
     trust.check_code(settings)
     with _told("tokenizer", settings):
         tokenizer = AutoTokenizer.from_pretrained(**_source(settings))
+        tokenizer("a")  # settings of a wrong type show only now
     if not tokenizer.is_fast:
         raise UserError(
             "this tokenizer has no fast version, so its tokens cannot be placed in the text",
