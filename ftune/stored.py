@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ftune.errors import UserError
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 REPAIR = "restore the file, or make it again"
 
 
@@ -49,7 +51,10 @@ def _object(found: Any, where: str) -> dict[str, Any]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # half of a character cannot be written again
+        return found
     except RecursionError as error:
         raise UserError("not valid JSON: nested too deeply", where, REPAIR) from error
     except ValueError as error:  # also a whole number of more digits than Python reads

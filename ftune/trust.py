@@ -4,6 +4,7 @@ transformers asks for consent before it runs code, but on a terminal it may ask 
 where it has one, whatever the folder says, and it reads shards wherever the index says they lie.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +24,7 @@ CODE = "auto_map"
 """Under this key transformers looks for classes in files beside the weights."""
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Where a name with a slash is that of a repository, whose compiled code is loaded."""
+COUNTED, MOST_PARTS = re.compile(r"^(n|num)_.*(layer|expert|block|head)s?$"), 4096
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -57,6 +59,15 @@ def named_code(document: Any) -> Iterator[str]:
     elif isinstance(document, list):
         for value in document:
             yield from named_code(value)
+
+
+def check_counts(document: Any, where: str) -> None:
+    """Raise UserError for more layers or experts than a model can have: to build them would never end."""
+    for key, value in document.items() if isinstance(document, dict) else ():
+        if isinstance(value, dict):
+            check_counts(value, where)
+        elif COUNTED.search(str(key)) and isinstance(value, int) and value > MOST_PARTS:
+            raise UserError(f"config.json says {key}: {value:.4g}", where, f"{MOST_PARTS:,} are enough for any model")
 
 
 def _leaves(value: Any) -> list[str]:
