@@ -71,7 +71,7 @@ def load_config(settings: ModelSection) -> Any:
         config = AutoConfig.from_pretrained(**_source(settings))
         if getattr(config, "dtype", None) is None and isinstance(settings.base, Path):
             config.dtype = _dtype_of_files(settings.base)
-        trust.check_counts(config.to_dict(), f"model.base: {settings.base}")
+        trust.check_values(config)
     return config
 
 

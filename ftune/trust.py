@@ -61,13 +61,25 @@ def named_code(document: Any) -> Iterator[str]:
             yield from named_code(value)
 
 
-def check_counts(document: Any, where: str) -> None:
-    """Raise UserError for more layers or experts than a model can have: to build them would never end."""
+def check_values(config: Any) -> None:
+    """Raise ValueError where a configuration that transformers took has another type than what ftune reads in it, or
+    more layers or experts than a model can have: to build them would never end."""
+    text, names = config.get_text_config(), config.architectures
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"config.json says architectures: {names!r}")
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        value = getattr(text, key, None)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"config.json says {key}: {value!r}")
+    _check_counts(config.to_dict())
+
+
+def _check_counts(document: Any) -> None:
     for key, value in document.items() if isinstance(document, dict) else ():
         if isinstance(value, dict):
-            check_counts(value, where)
+            _check_counts(value)
         elif COUNTED.search(str(key)) and isinstance(value, int) and value > MOST_PARTS:
-            raise UserError(f"config.json says {key}: {value:.4g}", where, f"{MOST_PARTS:,} are enough for any model")
+            raise ValueError(f"config.json says {key}: {value:.4g}, and no model has more than {MOST_PARTS:,}")
 
 
 def _leaves(value: Any) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import chat, write_rows
-from hostile_kit import Bomb, command, refused, unchanged
+from hostile_kit import Bomb, change, command, refused, unchanged
 
 from ftune.console import streams
 from ftune.console.visible import in_lines
@@ -22,6 +22,7 @@ from ftune.data import read_rows
 from ftune.data.json_rows import Parser
 from ftune.data.rows import SourceRow
 from ftune.errors import Problem, UserError
+from ftune.methods import targets
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\x08\r\u202e\u2028[red]x[/nope]{{ 1 }}<script>alert(1)</script>"
 
@@ -105,6 +106,12 @@ def test_an_answer_is_harmless_on_a_terminal_and_itself_in_a_pipe(capsys, monkey
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     streams.print_text("\x1b[2Jx")
     assert capsys.readouterr().out == "␛[2Jx\n"
+
+
+def test_an_expression_of_an_adapter_that_comes_to_no_end_is_refused(lab, monkeypatch):
+    monkeypatch.setattr(targets, "PATIENCE", 0.2)
+    change(lab.run / "adapter" / "adapter_config.json", target_modules=r"([\w.]+)+!")
+    refused(lab, ["eval an adapter"], "comes to no end over")
 
 
 # Files of rows
