@@ -24,7 +24,8 @@ CODE = "auto_map"
 """Under this key transformers looks for classes in files beside the weights."""
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Where a name with a slash is that of a repository, whose compiled code is loaded."""
-COUNTED, MOST_PARTS = re.compile(r"^(n|num)_.*(layer|expert|block|head)s?$"), 4096
+MOST = {re.compile(r"^(n|num)_.*(layer|block)s?$"): 512, re.compile(r"^(n|num)_.*(expert|head)s?$"): 4096}
+"""Of parts of a model. The largest that are published have 126 layers and some hundred experts."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -76,10 +77,10 @@ def check_values(config: Any) -> None:
 
 def _check_counts(document: Any) -> None:
     for key, value in document.items() if isinstance(document, dict) else ():
-        if isinstance(value, dict):
-            _check_counts(value)
-        elif COUNTED.search(str(key)) and isinstance(value, int) and value > MOST_PARTS:
-            raise ValueError(f"config.json says {key}: {value:.4g}, and no model has more than {MOST_PARTS:,}")
+        _check_counts(value)
+        for counted, most in MOST.items():
+            if counted.search(str(key)) and isinstance(value, int) and value > most:
+                raise ValueError(f"config.json says {key}: {value:.4g}, and no model has more than {most:,}")
 
 
 def _leaves(value: Any) -> list[str]:

@@ -110,7 +110,7 @@ def test_an_answer_is_harmless_on_a_terminal_and_itself_in_a_pipe(capsys, monkey
 
 def test_an_expression_of_an_adapter_that_comes_to_no_end_is_refused(lab, monkeypatch):
     monkeypatch.setattr(targets, "PATIENCE", 0.2)
-    change(lab.run / "adapter" / "adapter_config.json", target_modules=r"([\w.]+)+!")
+    change(lab.run / "adapter" / "adapter_config.json", target_modules=r"(.|.)+(?<=7)")
     refused(lab, ["eval an adapter"], "comes to no end over")
 
 
