@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ftune import folder
+from ftune import folder, stored
 from ftune.engine import Engine, parted, whole
 from ftune.errors import RunError, UserError
+from ftune.trust import telling_damage
 
 STATE = "state.json"
 PARAMETERS = "parameters.safetensors"
@@ -22,6 +23,8 @@ SUMS = "SHA256SUMS"
 """As `sha256sum --check` reads it, of the three other files."""
 FORMAT_VERSION = 2
 """1 had its checksums in state.json, and so none of that."""
+LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What torch's optimizers keep in the shape of each parameter."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -167,14 +170,17 @@ def _open(path: Path, hint: str) -> Checkpoint:
     if not (path / STATE).is_file():
         raise UserError(f"no {STATE}: there is no optimizer state here to go on from", str(path), hint)
     state, version = _read_state(path)
-    damaged = _damaged(path, state, version)
-    told = [f"checksum mismatch: {', '.join(damaged)}"] if damaged else []
-    if version > FORMAT_VERSION:
-        told.insert(0, f"made by a newer ftune (format {version}, and this one reads up to {FORMAT_VERSION})")
-        raise UserError("; or ".join(told), str(path), "update ftune")
-    if told:
-        raise UserError(told[0], str(path), hint)
-    return Checkpoint(path, state["step"], state["inputs"], state.get("optimizer_numbers", {}))
+    with stored.as_written(path / STATE):
+        damaged = _damaged(path, state, version)
+        told = [f"checksum mismatch: {', '.join(damaged)}"] if damaged else []
+        if version > FORMAT_VERSION:
+            told.insert(0, f"made by a newer ftune (format {version}, and this one reads up to {FORMAT_VERSION})")
+            raise UserError("; or ".join(told), str(path), "update ftune")
+        if told:
+            raise UserError(told[0], str(path), hint)
+        if path_of(path.parent, state["step"]) != path:
+            raise ValueError("the step")
+        return Checkpoint(path, state["step"], dict(state["inputs"]), dict(state.get("optimizer_numbers", {})))
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], int]:
@@ -205,7 +211,7 @@ def _damaged(path: Path, state: Mapping[str, Any], version: int) -> list[str]:
 @torch.no_grad()
 def restore_tensors(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put parameters back, bit for bit; names and shapes must be exactly those saved."""
-    saved = load_file(checkpoint.path / PARAMETERS)
+    saved = _read(checkpoint.path / PARAMETERS)
     fits = saved.keys() == tensors.keys() and all(saved[name].shape == tensor.shape for name, tensor in tensors.items())
     if not fits:
         raise UserError(
@@ -220,7 +226,13 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
     """Put parameters and optimizer state back, bit for bit."""
     restore_tensors(checkpoint, tensors)
     states: dict[str, dict[str, Any]] = {}
-    for key, value in load_file(checkpoint.path / OPTIMIZER).items():
+    moments = _read(checkpoint.path / OPTIMIZER)
+    for key in (*moments, *checkpoint.optimizer_numbers):
+        name, _, what = key.rpartition("/")
+        if name not in tensors or (what in LIKE_PARAMETERS and moments[key].shape != tensors[name].shape):
+            hint = "resume with the run's recipe"
+            raise UserError(f"the optimizer's {key} is not of this model", str(checkpoint.path), hint)
+    for key, value in moments.items():
         name, _, what = key.rpartition("/")
         # AdamW counts its steps in a tensor that stays on the CPU.
         moved = value if value.ndim == 0 else _placed(value, what, tensors[name], optimizer)
@@ -230,6 +242,12 @@ def restore(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], optimiz
         states.setdefault(name, {})[what] = number
     for name, state in states.items():
         optimizer.state[tensors[name]] = state
+
+
+def _read(file: Path) -> Tensors:
+    with telling_damage(file):
+        tensors: Tensors = load_file(file)
+    return tensors
 
 
 def _placed(value: torch.Tensor, what: str, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:

@@ -79,6 +79,7 @@ def build(base: PreTrainedModel, classes: Classes, seed: int = 0) -> PreTrainedM
         raise _no_classifier(base, f"its head would be {', '.join(sorted(new)) or 'missing'}")
     config.architectures = [type(model).__name__]
     model.config, model.name_or_path = config, base.name_or_path
+    model.made_from = getattr(base, "made_from", None)
     model.score = _new_head(model, base.get_input_embeddings().weight.device, config, seed)
     return model.train(base.training)
 

@@ -252,9 +252,10 @@ def generate(
     base: Base = None,
 ) -> None:
     """Answer one prompt, greedily."""
+    from ftune.console.streams import print_text
     from ftune.run import afterwards, targets
 
-    typer.echo(afterwards.generate_from(targets.resolve(target, base), prompt, max_new_tokens))
+    print_text(afterwards.generate_from(targets.resolve(target, base), prompt, max_new_tokens))
 
 
 @app.command()

@@ -15,6 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ftune.errors import RunError, UserError
+from ftune.stored import REPAIR, is_inside, read_object
+from ftune.stored import read_json as read_json
+from ftune.stored import read_json_lines as read_json_lines
 
 FORMAT_VERSION = 1
 IN_PROGRESS = ".tmp-"
@@ -52,7 +55,15 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """The manifest's list of checksums is the last thing a run writes."""
-        return self.manifest.is_file() and "files" in read_json(self.manifest)
+        return self.manifest.is_file() and "files" in read_object(self.manifest)
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The manifest's checksums by file; raises UserError where they are none."""
+        found = read_object(self.manifest).get("files")
+        if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+            raise UserError('"files" is no list of checksums', str(self.manifest), REPAIR)
+        return found
 
 
 def sync_folder(path: Path) -> None:
@@ -76,11 +87,15 @@ def sync_tree(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, synced, then renamed."""
+    """Write a file whole or not at all: a temporary file beside it, synced, then renamed.
+
+    A link at either name is replaced, never followed.
+    """
     temporary = path.with_name(f"{IN_PROGRESS}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -142,33 +157,6 @@ class Lines:
             yield
         except OSError as error:
             raise not_written(error, self.path) from error
-
-
-def read_json(path: Path) -> Any:
-    """The document in a JSON file; raises UserError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", str(path), "check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid JSON: {error}", str(path), "restore the file, or make it again") from error
-
-
-def read_json_lines(path: Path, may_be_torn: bool = False) -> list[Any]:
-    """The documents of a file with one a line; raises UserError for a line that is none.
-
-    may_be_torn: the file is written line by line, so a last line without its end counts as never written.
-    """
-    *lines, rest = path.read_bytes().split(b"\n")
-    lines += [] if may_be_torn else [rest]
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found += [json.loads(line)] if line else []
-        except ValueError as error:
-            what = f"not valid JSON: {error}"
-            raise UserError(what, f"{path}:{number}", "restore the file, or make it again") from error
-    return found
 
 
 @contextmanager
@@ -297,11 +285,17 @@ def checksums(folder: Path, exclude: Iterable[str] = ()) -> dict[str, str]:
 
 
 def changed_files(folder: Path, expected: dict[str, str]) -> list[str]:
-    """The files whose bytes are no longer those that were recorded, or that are gone."""
-    return [n for n, digest in expected.items() if not (folder / n).is_file() or sha256_file(folder / n) != digest]
+    """The files whose bytes are no longer those that were recorded, or that are gone; and names that lead elsewhere."""
+    return [
+        name
+        for name, digest in expected.items()
+        if not is_inside(name) or not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
 
 
 def is_alive(pid: int) -> bool:
+    if not 0 < pid < 2**31:  # a damaged lock: kill() would take it for a group of processes, or not at all
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,10 @@
 """The tokenizer and the base, as transformers loads them, and a forward pass in two halves: hidden states and head."""
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
-from ftune import folder, quantized
+from ftune import folder, quantized, stored, trust
 from ftune.batches import MicroBatch
 from ftune.errors import UserError
 from ftune.loss import Head
@@ -33,12 +36,23 @@ huggingface_hub.utils.disable_progress_bars()
 
 
 def _source(settings: ModelSection) -> dict[str, Any]:
-    """The arguments that every from_pretrained of this base shares."""
+    """The arguments that every from_pretrained of this base shares; of a hub id all are of one commit."""
     return {
         "pretrained_model_name_or_path": settings.base,
-        "revision": settings.revision or "main",
+        "revision": "main" if isinstance(settings.base, Path) else _commit(settings.base, settings.revision),
         "trust_remote_code": settings.trust_remote_code,
     }
+
+
+@cache
+def _commit(base: str, revision: str | None) -> str:
+    """The commit that a revision of the hub is at, once for the whole process: it may move while a run goes on.
+
+    Where it cannot be had it is the revision itself, with which the loader then fails and tells why.
+    """
+    found = trust.find(ModelSection(base=base, revision=revision), "config.json")
+    commit = extract_commit_hash(None if found is None else str(found), None)
+    return commit or revision or "main"
 
 
 def _check_folder(settings: ModelSection, file: str) -> None:
@@ -50,14 +64,14 @@ def _check_folder(settings: ModelSection, file: str) -> None:
 
 
 def load_config(settings: ModelSection) -> Any:
-    """The model's configuration; raises UserError when the base cannot be found."""
+    """The model's configuration; raises UserError when the base cannot be found, or comes with code."""
     _check_folder(settings, "config.json")
-    try:
+    trust.check_code(settings)
+    with _told("model", settings):
         config = AutoConfig.from_pretrained(**_source(settings))
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", settings, error) from error
-    if getattr(config, "dtype", None) is None and isinstance(settings.base, Path):
-        config.dtype = _dtype_of_files(settings.base)
+        if getattr(config, "dtype", None) is None and isinstance(settings.base, Path):
+            config.dtype = _dtype_of_files(settings.base)
+        trust.check_values(config)
     return config
 
 
@@ -71,8 +85,21 @@ def _dtype_of_files(base: Path) -> torch.dtype | None:
     return floating[0] if floating else None
 
 
+@contextmanager
+def _told(what: str, settings: ModelSection) -> Iterator[None]:
+    """Whatever transformers makes of a folder that is not as it should be becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _cannot_load(what, settings, error) from error
+
+
 def _cannot_load(what: str, settings: ModelSection, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+        reason = f"{type(error).__name__}: {reason}"
     hint = "is it a transformers folder with safetensors weights, or a hub id that can be reached from here?"
     return UserError(f"the {what} cannot be loaded: {reason}", f"model.base: {settings.base}", hint)
 
@@ -80,10 +107,10 @@ def _cannot_load(what: str, settings: ModelSection, error: Exception) -> UserErr
 def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
     """The base's own tokenizer, with the recipe's chat template where it names one."""
     _check_folder(settings, "tokenizer_config.json")
-    try:
+    trust.check_code(settings)
+    with _told("tokenizer", settings):
         tokenizer = AutoTokenizer.from_pretrained(**_source(settings))
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", settings, error) from error
+        tokenizer("a")  # settings of a wrong type show only now
     if not tokenizer.is_fast:
         raise UserError(
             "this tokenizer has no fast version, so its tokens cannot be placed in the text",
@@ -93,7 +120,7 @@ def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
     if settings.chat_template is not None:
         if not settings.chat_template.is_file():
             raise UserError("no such file", f"model.chat_template: {settings.chat_template}", "name a Jinja file")
-        tokenizer.chat_template = settings.chat_template.read_text(encoding="utf-8")
+        tokenizer.chat_template = stored.read_text(settings.chat_template)
     return tokenizer
 
 
@@ -149,19 +176,16 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
         extra["device_map"] = {"": device}
         if not quantized.is_stored_quantized(config):
             extra["quantization_config"] = quantized.configuration(settings, dtype)
-    memory = quantized.returning_memory() if extra else nullcontext()
-    try:
-        with memory:
-            model, info = auto_class.from_pretrained(
-                **_source(settings),
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                attn_implementation=None if settings.attention == "auto" else settings.attention,
-                **extra,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise _cannot_load("model", settings, error) from error
+    trust.check_weights(settings)
+    with _told("model", settings), quantized.returning_memory() if extra else nullcontext():
+        model, info = auto_class.from_pretrained(
+            **_source(settings),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation=None if settings.attention == "auto" else settings.attention,
+            **extra,
+        )
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if told := "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys):
         raise UserError(
@@ -169,6 +193,7 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
             f"model.base: {settings.base}",
             "the folder's config.json and weights must belong together",
         )
+    model.made_from = settings
     if settings.quantization == "none":
         return model.to(device)
     quantized.settle(model, settings, dtype)
@@ -177,18 +202,20 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
 
 def shape_of(settings: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
     """The model from config.json alone; inside FakeTensorMode or on the meta device it takes no memory for weights."""
-    model = AutoModelForCausalLM.from_config(
-        load_config(settings), dtype=dtype, trust_remote_code=settings.trust_remote_code
-    )
-    model.tie_weights()
+    config = load_config(settings)
+    with _told("model", settings):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=settings.trust_remote_code)
+        model.tie_weights()
+    model.made_from = settings
     return model
 
 
 def fingerprint(settings: ModelSection) -> dict[str, str]:
     """sha256 of each file that makes the base what it is; for a hub id, its commit hash."""
     if not isinstance(settings.base, Path):
-        return {"commit": str(getattr(load_config(settings), "_commit_hash", None))}
-    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
+        return {"commit": _commit(settings.base, settings.revision)}
+    code = (".py",) if settings.trust_remote_code else ()
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin", *code)
     return {name: digest for name, digest in folder.checksums(settings.base).items() if name.endswith(kinds)}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -182,6 +183,24 @@ def workspace(tmp_path: Path) -> Path:
     save_base(tmp_path / "base")
     write_rows(tmp_path / "train.jsonl", CHAT_ROWS)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def built_lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import hostile_kit
+
+    home = tmp_path_factory.mktemp("hostile")
+    lab = hostile_kit.build(home / "lab")
+    shutil.copytree(lab.root, home / "kept")
+    return lab, home / "kept"
+
+
+@pytest.fixture
+def lab(built_lab: Any) -> Any:
+    """A base, rows, recipes and runs, to be made hostile: fresh for each test."""
+    import hostile_kit
+
+    return hostile_kit.fresh(*built_lab)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ LAYERS = [
     "settings",
     "recipe",
     "schedule",
+    "stored",
     "folder",
     "quantities",
     "statistics",
@@ -30,6 +31,7 @@ LAYERS = [
     "attention",
     "loss",
     "quantized",
+    "trust",
     "model",
     "comparing",
     "classifier",
@@ -51,7 +53,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-WITHOUT_TORCH = ["errors", "signals", "settings", "recipe", "schedule", "folder", "lock", "trackers"]
+WITHOUT_TORCH = ["errors", "signals", "settings", "recipe", "schedule", "stored", "folder", "lock", "trackers"]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft", "matplotlib"}
 LONGEST_FILE = 320
 LONGEST_FUNCTION = 80

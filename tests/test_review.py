@@ -369,7 +369,7 @@ def test_verdicts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str,
 def test_broken_files_of_verdicts_are_told_without_a_traceback(tmp_path: Path, text: str) -> None:
     run, _ = finished(tmp_path)
     (tmp_path / "verdicts.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"not valid JSON|no file of verdicts"):
+    with pytest.raises(UserError, match=r"not valid JSON|not UTF-8|no file of verdicts"):
         rebuild_report(run, tmp_path / "verdicts.json")
     with pytest.raises(UserError, match="no such file"):
         rebuild_report(run, tmp_path / "missing.json")

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from ftune import chat, folder
+from ftune import chat, trust
 from ftune import model as models
 from ftune.artifacts import companions
 from ftune.errors import RunError, UserError
 from ftune.recipe import ModelSection
 
-INDEX = "model.safetensors.index.json"
 ROLES = {
     "configuration": ("config.json",),
-    "weights": ("model.safetensors", INDEX),
+    "weights": ("model.safetensors", trust.INDEX),
     "tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model"),
     "tokenizer configuration": ("tokenizer_config.json",),
     "generation settings": (companions.GENERATION,),
@@ -113,24 +112,24 @@ def of_companions(path: Path, trained_with: dict[str, Any] | None, is_classifier
 
 def stored_dtypes(path: Path) -> dict[str, str]:
     """The dtype of every tensor in a model folder, by name, from the files' headers; raises UserError without them."""
-    if (path / INDEX).is_file():
-        shards = sorted(set(folder.read_json(path / INDEX)["weight_map"].values()))
-    else:
-        shards = [ROLES["weights"][0]]
+    shards = sorted(set(_shards(path).values())) or [ROLES["weights"][0]]
     if missing := [name for name in shards if not (path / name).is_file()]:
         raise UserError(f"weights are missing: {', '.join(missing)}", str(path), "restore them, or merge again")
     found: dict[str, str] = {}
     for name in shards:
-        try:
-            with safe_open(path / name, "pt") as file:
-                found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"damaged file: {error}", str(path / name), "restore it, or merge again") from error
+        with trust.telling_damage(path / name), safe_open(path / name, "pt") as file:
+            found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
     return found
 
 
+def _shards(path: Path) -> dict[str, str]:
+    """The file of each tensor, out of the index; empty where there is none."""
+    index = path / trust.INDEX
+    return trust.shards(index) if index.is_file() else {}
+
+
 def _tensor(path: Path, name: str) -> torch.Tensor:
-    shard = folder.read_json(path / INDEX)["weight_map"][name] if (path / INDEX).is_file() else "model.safetensors"
+    shard = _shards(path).get(name, ROLES["weights"][0])
     with safe_open(path / shard, "pt") as file:
         found: torch.Tensor = file.get_tensor(name)
     return found
@@ -145,9 +144,7 @@ def _files(path: Path, is_classifier: bool, expected: Expected, dtypes: dict[str
     if is_classifier:
         required -= {"generation settings"}
     wrong = [f"no {role}" for role in sorted(required - roles_of(path))]
-    if (path / INDEX).is_file():
-        listed = set(folder.read_json(path / INDEX)["weight_map"])
-        wrong += [f"the index lists {name}, which no file holds" for name in sorted(listed - dtypes.keys())]
+    wrong += [f"the index lists {name}, which no file holds" for name in sorted(_shards(path).keys() - dtypes.keys())]
     if (path / "adapter_config.json").is_file():
         wrong.append("an adapter lies in it too, which transformers would put on top")
     if foreign := sorted(name for name in dtypes if OF_AN_ADAPTER.search(name)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, folder
+from ftune import chat, folder, stored
 from ftune import model as models
 
 GENERATION = "generation_config.json"
@@ -47,7 +47,7 @@ def stops_of(path: Path) -> list[int] | None:
     """The ids at which a folder's generation settings stop; None where it has none."""
     if not (path / GENERATION).is_file():
         return None
-    found = folder.read_json(path / GENERATION).get("eos_token_id")
+    found = stored.read_object(path / GENERATION).get("eos_token_id")
     return [] if found is None else found if isinstance(found, list) else [found]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, folder
+from ftune import classifier, folder, stored
 from ftune import model as models
 from ftune.artifacts.companions import identity, save_companions
 from ftune.classifier import Classes
@@ -20,11 +20,14 @@ from ftune.methods import METHODS
 from ftune.methods.head import TASK, head_of, method_of, without_head
 from ftune.recipe import ModelSection
 from ftune.settings import METHOD_NAMES, available
+from ftune.trust import telling_damage
 
 CARD = "ftune.json"
 """Beside the weights: what they were made from. Other programs ignore it."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SIZES = ("rank", "initial_rank", "virtual_tokens", "size")
+REMAKE = "restore the folder, or train again"
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,10 @@ def read_card(path: Path) -> dict[str, Any]:
     """What ftune recorded beside some weights; empty where another program made them."""
     if not (path / CARD).is_file():
         return {}
-    card: dict[str, Any] = folder.read_json(path / CARD)
-    if card.get("format_version", 0) > folder.FORMAT_VERSION:
-        raise UserError("made by a newer ftune", str(path / CARD), "update ftune")
+    card = stored.read_object(path / CARD)
+    with stored.as_written(path / CARD):
+        if card.get("format_version", 0) > folder.FORMAT_VERSION:
+            raise UserError("made by a newer ftune", str(path / CARD), "update ftune")
     return card
 
 
@@ -120,8 +124,8 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     """PEFT's configuration of an adapter; empty where PEFT has no such adapter and our card says what it is."""
     if not (path / ADAPTER_CONFIG).is_file():
         return {}
-    config = folder.read_json(path / ADAPTER_CONFIG)
-    if not isinstance(config, dict) or "peft_type" not in config:
+    config = stored.read_object(path / ADAPTER_CONFIG)
+    if not isinstance(config.get("peft_type"), str):
         raise UserError(
             "not an adapter configuration", str(path / ADAPTER_CONFIG), "name a folder that PEFT or ftune wrote"
         )
@@ -130,15 +134,19 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
 
 def read_settings(path: Path) -> Any:
     """What an adapter is: the settings of its method, out of PEFT's configuration or our card."""
-    config = without_head(read_adapter_config(path))
+    with stored.as_written(path / ADAPTER_CONFIG):
+        config = without_head(read_adapter_config(path))
     if not config:
         card = read_card(path)
         if "method" not in card:
-            raise UserError(f"neither {ADAPTER_CONFIG} nor {CARD} says what this adapter is", str(path))
-        return available(METHOD_NAMES)[card["method"]["name"]].model_validate({**card["method"], "start_from": None})
-    for method in METHODS.values():
-        if method.is_meant_by(config) and method.settings_of is not None:
-            return method.settings_of(config)
+            raise UserError(f"neither {ADAPTER_CONFIG} nor {CARD} says what this adapter is", str(path), REMAKE)
+        with stored.as_written(path / CARD):
+            settings = available(METHOD_NAMES)[card["method"]["name"]]
+            return settings.model_validate({**card["method"], "start_from": None})
+    with stored.as_written(path / ADAPTER_CONFIG):
+        for method in METHODS.values():
+            if method.is_meant_by(config) and method.settings_of is not None:
+                return method.settings_of(config)
     raise UserError(
         f"adapters of type {config['peft_type']} cannot be loaded in this version", str(path / ADAPTER_CONFIG)
     )
@@ -153,8 +161,9 @@ def read_classes(path: Path) -> Classes | None:
         config = models.load_config(ModelSection(base=path))
         return classifier.classes_of(config) if models.is_classifier(config) else None
     if labels := read_card(path).get("labels"):
-        names = labels["id2label"]
-        return Classes(tuple(names[str(i)] for i in range(len(names))), labels["pad_token_id"])
+        with stored.as_written(path / CARD):
+            names = labels["id2label"]
+            return Classes(tuple(str(names[str(i)]) for i in range(len(names))), labels["pad_token_id"])
     if not is_adapter(path) or read_adapter_config(path).get("task_type") != TASK:
         return None
     head = head_of(read_adapter_weights(path))
@@ -163,24 +172,39 @@ def read_classes(path: Path) -> Classes | None:
 
 def read_adapter_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors by the names they have in the file."""
+    file = weights_of(path)
+    with telling_damage(file):
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    return tensors
+
+
+def weights_of(path: Path) -> Path:
+    """The file of an adapter's weights; raises UserError where there is none, or only a pickle."""
     file = path / ADAPTER_WEIGHTS
     if not file.is_file():
         pickled = (path / "adapter_model.bin").exists()
         why = "only a pickle (adapter_model.bin), which could run code" if pickled else f"no {ADAPTER_WEIGHTS}"
         raise UserError(f"{why} in this adapter folder", str(path), "save it as safetensors")
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"damaged file: {error}", str(file), "restore it, or train again") from error
-    return tensors
+    return file
 
 
 @torch.no_grad()
 def load_adapter(model: PreTrainedModel, path: Path) -> Loaded:
     """Put an adapter on its base, strictly: missing, unexpected and misshapen tensors are an error that lists them."""
     settings = read_settings(path)
+    check_size(settings, path)
     method_of(settings.name, model).attach(model, settings)
     return load_weights(model, settings.name, path)
+
+
+def check_size(settings: Any, path: Path) -> None:
+    """What an adapter says of its size decides how much memory is taken for it: its own tensors must be as large."""
+    with telling_damage(weights_of(path)), safe_open(weights_of(path), "pt") as file:
+        longest = max((max(file.get_slice(name).get_shape(), default=0) for name in file.keys()), default=0)  # noqa: SIM118
+    for key in SIZES:
+        if getattr(settings, key, 0) > longest:
+            what = f"this adapter says {key} {getattr(settings, key)}, and no tensor of its file is that large"
+            raise UserError(what, str(path), REMAKE)
 
 
 def load_weights(model: PreTrainedModel, method: str, path: Path) -> Loaded:
@@ -192,7 +216,7 @@ def load_weights(model: PreTrainedModel, method: str, path: Path) -> Loaded:
 
 def adapter_digest(path: Path) -> str:
     """What identifies an adapter: the sha256 of its weights."""
-    return folder.sha256_file(path / ADAPTER_WEIGHTS)
+    return folder.sha256_file(weights_of(path))
 
 
 def check_base(
@@ -221,5 +245,5 @@ def changed_base(card: dict[str, Any], base_fingerprint: dict[str, str]) -> list
     if trained_on is None:
         return []
     names = sorted(trained_on.keys() | base_fingerprint.keys())
-    weights = [n for n in names if n.endswith((".safetensors", "config.json")) or n == "commit"]
+    weights = [n for n in names if n.endswith((".safetensors", "config.json", ".py")) or n == "commit"]
     return [name for name in weights if trained_on.get(name) != base_fingerprint.get(name)]

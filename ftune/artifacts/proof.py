@@ -230,5 +230,7 @@ def expected_of(
 
 
 def check_not_there(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError("a file of this name exists already", str(output), "choose another with --output")
     if output.exists() and any(output.iterdir()):
         raise UserError("this folder exists already", str(output), "choose another with --output, or pass --overwrite")

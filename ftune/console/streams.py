@@ -6,9 +6,11 @@ import sys
 from functools import cache
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
+from ftune.console.visible import in_lines
 from ftune.errors import ExitCode, FtuneError, Problem
 
 SPELLINGS = {"✓": "+", "★": "*", "✗": "x", "→": "->", "·": "|", "…": "...", "–": "-", "⟦": "[[", "⟧": "]]", "✂": "--"}
@@ -19,7 +21,7 @@ SPELLINGS |= {"⏎": "", "␣": "_", "⇥": "->", "╭": ",", "╰": "`"} | dict
 def results() -> Console:
     """What the user asked for (stdout). Rich honours NO_COLOR and writes no codes into a pipe."""
     _never_fail_on_a_symbol(sys.stdout)
-    return Console(highlight=False, emoji=False)
+    return _harmless(Console(highlight=False, emoji=False, markup=False))
 
 
 @cache
@@ -28,12 +30,35 @@ def messages() -> Console:
 
     Of several processes that share a run the first one speaks."""
     _never_fail_on_a_symbol(sys.stderr)
-    return Console(stderr=True, highlight=False, emoji=False, quiet=rank() != 0)
+    return _harmless(Console(stderr=True, highlight=False, emoji=False, markup=False, quiet=rank() != 0))
 
 
 def rank() -> int:
     """Which of a launcher's processes this is; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
+
+
+class _Harmless(RenderHook):
+    """The last thing that texts pass on their way to a terminal, wherever in a table or message they stand: what is not
+    one of rich's own codes comes from rows, names or errors, and cannot move the cursor or hide itself."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Seen(renderable) for renderable in renderables]
+
+
+class _Seen:
+    def __init__(self, content: ConsoleRenderable) -> None:
+        self.content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            text = segment.text if segment.control else in_lines(segment.text)
+            yield Segment(text, segment.style, segment.control)
+
+
+def _harmless(console: Console) -> Console:
+    console.push_render_hook(_Harmless())
+    return console
 
 
 def is_live() -> bool:
@@ -57,6 +82,12 @@ def print_error(error: FtuneError) -> None:
     _print_message(label, colour, Text(f"{len(error.problems)} problems"))
     for number, problem in enumerate(error.problems, 1):
         _print_message(str(number), colour, format_problem(problem))
+
+
+def print_text(text: str) -> None:
+    """What a model wrote, on stdout: as it is into a file or a pipe, with signs for what a terminal would obey."""
+    _never_fail_on_a_symbol(sys.stdout)
+    print(in_lines(text) if sys.stdout.isatty() else text)
 
 
 def note(text: str) -> None:

@@ -20,6 +20,13 @@ def visible_lines(text: str) -> str:
     return signs(EDGE_SPACES.sub(lambda found: "␣" * len(found.group()), text))
 
 
+def in_lines(text: str) -> str:
+    """Its own lines, in which control and format characters can be seen; all else as it is."""
+    if text.isprintable():
+        return text
+    return "\n".join("".join(map(_sign, line)) for line in text.split("\n"))
+
+
 def signs(text: str) -> str:
     """A picture of each character that is none, in front of each line break too."""
     return "".join(map(_sign, text))

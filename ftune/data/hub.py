@@ -4,6 +4,7 @@
 is a number here and a text there, the text "2" comes back as the number 2 and "null" as nothing (datasets 5.2).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -44,6 +45,8 @@ def hub_files(name: str, split: str, revision: str | None = None, configuration:
     for file in found[split]:
         if kind_of(Path(file)) not in READERS:
             raise UserError(f"{file} is of no kind that can be read", where, f"kinds are {', '.join(READERS)}")
+        if not file.startswith(SCHEME) and not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):
+            raise UserError(f"its card names {file}, which lies elsewhere", where, "name that file in data.train")
     _check_options(builder.config, found[split], where)
     with _told_to_users(where):
         paths = tuple(_fetch(file) for file in found[split])
@@ -110,5 +113,7 @@ def _told_to_users(where: str) -> Iterator[None]:
     except (DatasetsError, HfHubHTTPError, FileNotFoundError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot be loaded: {first_line}", where, "check its name; is it private or gated?") from error
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"cannot be loaded: {error}", where, "see its page on the hub") from error
+    except Exception as error:  # also of a card that is no YAML
+        raise UserError(
+            f"cannot be loaded: {type(error).__name__}: {error}", where, "see its page on the hub"
+        ) from error

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ from ftune.errors import Problem, UserError
 WRAPPERS = ("data", "rows", "examples", "items", "train")
 """Keys under which the list of rows may stand, when it is all that a .json file holds."""
 CHUNK = 2**20
+MAX_DEPTH = 100
+"""Lists and objects inside each other in one row: those of tools and their arguments have some ten."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -68,6 +71,8 @@ class Parser:
             raise NotJSON("nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
         if not self.trouble and _SURROGATE.search(text, start, end):
             self._check_characters(value)
+        if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deep([value]):
+            self.trouble = f"nested too deeply, in more than {MAX_DEPTH} levels"
         return value, end
 
     def _check_characters(self, value: Any) -> None:
@@ -75,6 +80,14 @@ class Parser:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             self.trouble = f"\\u{ord(error.object[error.start]):04x} is half of a character"
+
+
+def _is_deep(level: list[Any]) -> bool:
+    """Whether values have more levels than what renders, copies and writes rows can follow."""
+    for _ in range(MAX_DEPTH):
+        inside = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for part in chain.from_iterable(inside) if isinstance(part, dict | list)]
+    return bool(level)
 
 
 def read_json_lines(path: Path) -> Iterator[SourceRow | Problem]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ftune import folder
+from ftune import folder, stored
 from ftune.errors import UserError
 from ftune.folder import RunFolder
 
@@ -54,13 +54,13 @@ def read(run: RunFolder, metric: str, sha256: str | None, items: Sequence[Item])
 
 
 def _check_metric(run: RunFolder, metric: str, sha256: str | None, where: str) -> None:
-    task = _read(lambda: folder.read_json(run.report)["task"] or {}, where)
+    task = _read(lambda: dict(folder.read_json(run.report)["task"] or {}), where)
     if task.get("metric") != metric:
         told = f"the previous run was scored by {task.get('metric') or 'nothing'}, this one is by {metric}"
         raise UserError(told, where, "use the same evaluation.metric, or set it to null")
     if sha256 is not None:
-        manifest = folder.read_json(run.manifest) if run.manifest.is_file() else {}
-        if (manifest.get("metric") or {}).get("sha256") != sha256:
+        recorded = stored.read_object(run.manifest).get("metric") if run.manifest.is_file() else None
+        if not isinstance(recorded, dict) or recorded.get("sha256") != sha256:
             hint = "measure it again: ftune eval RUN; or set it to null"
             raise UserError(f"{metric} is not the file that scored the previous run", where, hint)
 
@@ -71,7 +71,7 @@ def _samples(run: RunFolder) -> list[dict[str, Any]]:
     def checked() -> list[dict[str, Any]]:
         found = folder.read_json_lines(run.samples)
         for sample in found:
-            _ = sample["prompt"], sample["expected"], sample["tuned"], float(sample["scores"]["tuned"])
+            _ = str(sample["tuned"]), {(sample["prompt"], sample["expected"])}, float(sample["scores"]["tuned"])
         return found
 
     samples: list[dict[str, Any]] = _read(checked, f"{KEY}: {run.samples}")
@@ -81,6 +81,6 @@ def _samples(run: RunFolder) -> list[dict[str, Any]]:
 def _read(read: Callable[[], Any], where: str) -> Any:
     try:
         return read()
-    except (KeyError, TypeError, ValueError) as error:  # a broken line is a ValueError
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         told = f"this is not what a run writes: {type(error).__name__}: {error}"
         raise UserError(told, where, "restore the file, or set it to null") from error

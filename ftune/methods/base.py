@@ -101,12 +101,15 @@ class Adapted(nn.Module):
 
 @torch.no_grad()
 def copy_strictly(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy a file's tensors into parameters; missing, unexpected and misshapen ones are an error that lists them."""
+    """Copy a file's tensors into parameters; missing, unexpected, misshapen ones are an error that lists them."""
     wrong = {
         "missing": sorted(wanted.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - wanted.keys()),
         "of another shape": sorted(
             name for name in tensors.keys() & wanted.keys() if tensors[name].shape != wanted[name].shape
+        ),
+        "of no floating-point numbers": sorted(
+            name for name in tensors.keys() & wanted.keys() if not tensors[name].is_floating_point()
         ),
     }
     if told := "; ".join(

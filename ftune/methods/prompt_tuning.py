@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ftune.errors import UserError
 from ftune.methods import base, targets, virtual
+from ftune.model import load_tokenizer
 from ftune.settings import PromptTuningSettings
 
 
@@ -43,7 +44,7 @@ def starting_ids(model: PreTrainedModel, settings: PromptTuningSettings, seed: i
     """The tokens whose embeddings the prompt starts as: of `init_text`, repeated as needed, or random ones."""
     if settings.init_text is None:
         return virtual.vocabulary_ids(model, settings.virtual_tokens, seed)
-    ids = AutoTokenizer.from_pretrained(model.name_or_path)(settings.init_text, add_special_tokens=False)["input_ids"]
+    ids = load_tokenizer(model.made_from)(settings.init_text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UserError("this text has no tokens", "method.init_text", "write what the task is about")
     repeated = (ids * settings.virtual_tokens)[: settings.virtual_tokens]

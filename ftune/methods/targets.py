@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import regex
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,11 +13,21 @@ from ftune.methods.base import decoder_layers, layer_indices, layer_of
 from ftune.model import is_linear, is_tied
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+PATIENCE = 2.0
+"""Seconds that an expression may take over one module's path: those of adapters come from other people."""
 
 
 def matches(pattern: str, path: str) -> bool:
     """Whether a name (`q_proj`), the end of a path (`self_attn.q_proj`) or a regular expression means this module."""
-    return path == pattern or path.endswith("." + pattern) or re.fullmatch(pattern, path) is not None
+    return path == pattern or path.endswith("." + pattern) or _fits(pattern, path)
+
+
+def _fits(pattern: str, path: str) -> bool:
+    try:
+        return regex.fullmatch(pattern, path, timeout=PATIENCE) is not None
+    except TimeoutError as error:
+        hint = "repeat nothing that is repeated inside"
+        raise UserError(f"the expression {pattern!r} comes to no end over {path}", "method", hint) from error
 
 
 def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
@@ -26,7 +37,7 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
 
 def is_meant(pattern: str, path: str) -> bool:
     """Whether a pattern is a module's whole path, or its end from a dot on."""
-    return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
+    return _fits(rf"(.*\.)?({pattern})", path)
 
 
 def check_patterns(adapted: Iterable[str], patterns: Mapping[str, Iterable[str]]) -> None:
@@ -84,8 +95,8 @@ def _match_all(linear: dict[str, nn.Module], patterns: Sequence[str], own: set[s
     for pattern in patterns:
         try:
             meant = {path: module for path, module in linear.items() if matches(pattern, path)}
-            hits = {path: m for path, m in meant.items() if path in own or re.fullmatch(pattern, path)}
-        except re.error as error:
+            hits = {path: m for path, m in meant.items() if path in own or _fits(pattern, path)}
+        except regex.error as error:
             problems.append(Problem(f"{pattern!r} is not a regular expression: {error}", "method.target_modules"))
             continue
         if not hits:

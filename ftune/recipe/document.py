@@ -17,6 +17,8 @@ BOOLEAN = re.compile(r"true|True|TRUE|false|False|FALSE")
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 FLOAT = re.compile(rf"{NUMBER.pattern}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 TAG = "tag:yaml.org,2002:"
+MAX_BYTES = 2**18
+"""Of a recipe: the largest of ours have 2,000, and to read a million takes minutes."""
 NO_SHARING = "anchors, aliases (*name) and merge keys (<<) are not read in a recipe"
 
 # `model: ./base` is `model: {base: ./base}`.
@@ -118,7 +120,12 @@ def read(path: Path) -> Document:
     """The document of a recipe file; raises UserError when there is none to speak of."""
     source = str(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
+        if len(content) > MAX_BYTES:
+            raise UserError(
+                f"a recipe of {len(content):,} bytes; {MAX_BYTES:,} are enough", source, "is this a recipe?"
+            )
+        text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise UserError("no such recipe", source, "`ftune init` writes one") from error
     except OSError as error:

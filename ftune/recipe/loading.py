@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from ftune.errors import UserError
+from ftune.errors import Problem, UserError
 from ftune.recipe import problems
 from ftune.recipe.document import FLOAT, TAG, Document, dotted, in_yaml, override, read
 from ftune.recipe.later import refusals
 from ftune.recipe.schema import Recipe
 
+MOST_TOLD = 100
 ABSENT = "(absent)"
 
 
@@ -26,7 +27,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = _validate(document, {"folder": path.parent.resolve(), "name": path.stem})
     if recipe is None or document.findings:
         findings = sorted(document.findings, key=lambda finding: finding.order)
-        raise UserError.collect(finding.problem() for finding in findings)
+        told = [finding.problem() for finding in findings[:MOST_TOLD]]
+        if more := len(findings) - len(told):
+            told.append(Problem(f"and {more:,} more", str(path), "is this a recipe?"))
+        raise UserError.collect(told)
     return recipe
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,8 @@ ELSEWHERE = {
     "use_rslora": "method.rank_stabilized",
     "warmup_ratio": "training.warmup",
 }
+MOST = 500
+"""So many wrong keys are looked into: a user is told fewer."""
 TABLES: Mapping[str, Mapping[str, Entry[Any]]] = {"method": METHOD_NAMES, "objective": OBJECTIVE_NAMES}
 EXPECTED = {
     "literal_error": "{expected}",
@@ -66,9 +69,9 @@ def tell(error: ValidationError, document: Document, skip: set[KeyPath]) -> None
     by_path: dict[KeyPath, list[Any]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_key_path(details, document), []).append(details)
-    for path, several in by_path.items():
-        is_around_another = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
-        if not is_around_another and not any(path[: len(done)] == done for done in skip):
+    around = {path[:length] for path in by_path for length in range(len(path))}
+    for path, several in islice(by_path.items(), MOST):
+        if path not in around and not any(path[:length] in skip for length in range(len(path) + 1)):
             document.tell(path, *_sentence(path, several, document))
 
 

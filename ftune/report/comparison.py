@@ -12,6 +12,7 @@ from ftune.report.differences import differences, in_words, told
 from ftune.report.environment import printable
 from ftune.report.finished import Finished, read_runs
 from ftune.report.pairing import pair_suites, pair_tasks
+from ftune.stored import as_written
 
 PARTS = ("task", "forgetting", "artefact", "gates", "cost", "data", "selection")
 """What is taken over from each run's report.json."""
@@ -29,10 +30,12 @@ def compare_runs(paths: Sequence[Path], output: Path | None = None) -> tuple[dic
     if output is not None and output.suffix not in PAGES:
         raise UserError(f"no page can be written as {output.name}", "--output", f"end it in {' or '.join(PAGES)}")
     runs = read_runs(paths)
-    document = compare_finished(runs)
-    words = in_words(document["differences"])
-    if output is not None:
-        folder.write_text(output, printable(PAGES[output.suffix](runs, document, words)))
+    with as_written(Path(", ".join(str(path) for path in paths))):
+        document = compare_finished(runs)
+        words = in_words(document["differences"])
+        page = None if output is None else printable(PAGES[output.suffix](runs, document, words))
+    if output is not None and page is not None:
+        folder.write_text(output, page)
     return document, words
 
 

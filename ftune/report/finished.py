@@ -9,6 +9,7 @@ from ftune import folder
 from ftune.errors import Problem, UserError
 from ftune.folder import RunFolder
 from ftune.recipe.document import read
+from ftune.stored import read_object
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def _read(path: Path, name: str) -> Finished:
     return Finished(
         name,
         path,
-        folder.read_json(run.report),
+        read_object(run.report),
         read(run.recipe).data if run.recipe.is_file() else {},
-        folder.read_json(run.manifest) if run.manifest.is_file() else {},
+        read_object(run.manifest) if run.manifest.is_file() else {},
         lines(run.metrics),
         lines(run.samples),
         lines(path / "probe.jsonl"),

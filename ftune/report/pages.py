@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftune import folder as folders
+from ftune import stored
 from ftune.folder import RunFolder
 from ftune.quantities import LOWER_IS_BETTER, worst_fields
 from ftune.report import samples
@@ -43,8 +44,8 @@ def render(folder: Path) -> list[str]:
     report.json may be missing. Raises UserError when report.json is missing or broken. Names what it wrote, and the
     review sheet also where there is none (any more)."""
     run = RunFolder(folder)
-    report = folders.read_json(run.report)
-    recipe = run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else None
+    report = stored.read_object(run.report)
+    recipe = stored.read_text(run.recipe) if run.recipe.is_file() else None
     rows = _lines(run.samples)
     sheet = review_sheet(str(report.get("name") or "run"), recipe, rows)
     page = template("report.html.jinja").render(
@@ -145,5 +146,4 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _optional(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    found: dict[str, Any] = folders.read_json(path)
-    return found
+    return stored.read_object(path)

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from ftune.recipe import EvaluationSection
+from ftune.recipe.document import MAX_BYTES
 
 
 def is_classifier(recipe: str | None) -> bool:
@@ -22,7 +23,7 @@ def review_count(recipe: str | None) -> int:
 
 def _sections(recipe: str | None) -> dict[str, Any]:
     try:
-        sections = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:
+        sections = yaml.safe_load(recipe or "") if len(recipe or "") <= MAX_BYTES else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return sections if isinstance(sections, dict) else {}

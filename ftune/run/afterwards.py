@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import chat, classifier, evaluate, folder, lock, predict, quantized
+from ftune import chat, classifier, evaluate, folder, lock, predict, quantized, stored
 from ftune import model as models
 from ftune.artifacts import files, proof, requantized
 from ftune.console.streams import warn
@@ -100,7 +100,7 @@ def at_strength(target: Target, base: PreTrainedModel, strength: float, device: 
 
 def check_untouched(run: RunFolder) -> None:
     """A run's files are measured and recorded anew only as the run wrote them; those that are written again aside."""
-    recorded = folder.read_json(run.manifest)["files"]
+    recorded = run.recorded
     kept = {name: digest for name, digest in recorded.items() if name not in WRITTEN_AGAIN}
     if changed := folder.changed_files(run.path, kept):
         hint = "restore them, or evaluate the adapter's folder with --recipe"
@@ -116,6 +116,7 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
             "name one with --recipe (data and evaluation are read)",
         )
     if target.run is not None and target.run.is_complete:
+        stored.refuse_links(target.run.path)
         check_untouched(target.run)
     settings = target.recipe.model_copy(update={"model": target.model})
     inputs = replace(require(settings), tokenizer=tokenizer_of(target))
@@ -137,15 +138,16 @@ def evaluate_target(target: Target, at: Sequence[float] = ()) -> dict[str, Any]:
     proved = replace(proved, reason="; ".join(filter(None, reasons)), adapter_sha256=adapter, forced_base=tuple(forced))
     if target.run is None or not target.run.is_complete:
         return training.report_of(settings, inputs, measured, proved, {}) | more
-    old = folder.read_json(target.run.report)
-    document = training.report_of(settings, inputs, measured, proved, old["cost"])
-    document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
-    document |= {key: old[key] for key in KEPT if key in old} | more
+    with stored.as_written(target.run.report):
+        old = stored.read_object(target.run.report)
+        document = training.report_of(settings, inputs, measured, proved, old["cost"])
+        document["artefact"]["reload_max_diff"] = old["artefact"]["reload_max_diff"]
+        document |= {key: old[key] for key in KEPT if key in old} | more
     with lock.hold(target.run.path):
-        manifest = folder.read_json(target.run.manifest)
+        manifest = stored.read_object(target.run.manifest)
         again = (*WRITTEN_AGAIN, target.run.report.name)
         # Killed from here on, the run is one that can be measured again.
-        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in again}
+        manifest["files"] = {name: digest for name, digest in target.run.recorded.items() if name not in again}
         folder.write_json(target.run.manifest, manifest)
         measured.write_lines(target.run)
         document |= reporting.kept_verdicts(target.run)
@@ -173,14 +175,16 @@ def merge_target(
     tokenizer = tokenizer_of(target)
     merged = merge(target.model, target.adapter, chosen, strength, tokenizer, device, target.is_forced)
     if target.run is not None and target.run.is_complete and chosen == beside:
-        manifest = folder.read_json(target.run.manifest)
+        recorded, manifest = target.run.recorded, stored.read_object(target.run.manifest)
         added = {f"{ending}/{name}": digest for name, digest in folder.checksums(chosen).items()}
-        folder.write_json(target.run.manifest, {**manifest, "files": {**manifest["files"], **added}})
+        folder.write_json(target.run.manifest, {**manifest, "files": {**recorded, **added}})
     return merged.as_dict()
 
 
 def make_room(output: Path, overwrite: bool) -> None:
     """What an earlier merge left there may be replaced, once the new one is proved; nothing else that lies there."""
+    if output.is_symlink():
+        stored.refuse_links(output)
     if not (overwrite and output.is_dir() and (output / files.CARD).is_file()):
         proof.check_not_there(output)
 

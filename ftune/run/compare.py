@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ftune import folder, lock, signals
+from ftune import folder, lock, signals, stored
 from ftune.console.streams import note
 from ftune.console.sweep import SweepProgress, sweep_progress
 from ftune.errors import ExitCode
@@ -39,6 +39,7 @@ def compare_methods(call: Call) -> dict[str, Any]:
     if found.runs[0].settings.data.test is None:
         note("the recipe has no data.test: the methods are compared by forgetting and cost alone")
     outcomes = {member.name: Outcome.waiting(member.variant.label, member.seed, member.path) for member in found.runs}
+    stored.refuse_links(found.folder)
     with lock.hold(found.folder), sweep_progress(len(found.runs)) as progress:
         for member in found.runs:
             outcomes[member.name] = run_member(call, member, outcomes[member.name], found.folder, progress)

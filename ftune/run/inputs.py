@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule, trackers
+from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule, trackers, trust
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
 from ftune.clean import Twin
@@ -161,6 +161,7 @@ def check_possible(recipe: Recipe, collector: Collector) -> None:
         check_abilities(recipe)
     with collector.stage():
         quantized.check_stored(recipe.model, model.load_config(recipe.model))
+        trust.check_weights(recipe.model)
         if recipe.output.save != "adapter" and recipe.model.quantization != "none":
             proof.check_mergeable(recipe.model)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftune import checkpoint, folder, lock, signals
+from ftune import checkpoint, folder, lock, signals, stored
 from ftune.artifacts import files
 from ftune.checkpoint import Checkpoint
 from ftune.console.streams import note
@@ -43,6 +43,8 @@ def check_folder(run: RunFolder, settings: Recipe, resume: bool, overwrite: bool
     """What lies in output.dir decides whether this run may use it. Returns what changed in its recipe."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", "ftune train", "choose one")
+    # What is overwritten is removed, links as the links they are; all but the lock.
+    stored.refuse_links(run.path / lock.NAME if overwrite and not run.path.is_symlink() else run.path)
     if run.path.exists() and not run.path.is_dir():
         raise UserError("this is a file, not a folder", str(run.path), "choose another output.dir")
     names = _names_in(run)
@@ -120,8 +122,9 @@ def cut_metrics(run: RunFolder, step: int) -> list[dict[str, Any]]:
     What was written after the checkpoint, and a last line that was torn, is done again.
     """
     lines = folder.read_json_lines(run.metrics, may_be_torn=True) if step and run.metrics.is_file() else []
-    kept = [line for line in lines if line["step"] <= step]
-    there = [line["step"] for line in kept if "loss" in line]
+    with stored.as_written(run.metrics):
+        kept = [line for line in lines if line["step"] <= step]
+        there = [line["step"] for line in kept if "loss" in line]
     if there != list(range(1, step + 1)):
         missing = sorted(set(range(1, step + 1)) - set(there))
         what = f"the lines of steps {missing[:5]} are not there" if missing else "its steps are not in order"

@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ftune import classifier, folder, lock, optimizers, plan, quantized, report, schedule, signals, trackers, train
+from ftune import (
+    classifier,
+    folder,
+    lock,
+    optimizers,
+    plan,
+    quantized,
+    report,
+    schedule,
+    signals,
+    trackers,
+    train,
+)
 from ftune import model as models
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
@@ -268,6 +280,7 @@ def finish(
         "commits": made_from["commits"],
         "template": made_from["template"],
         "metric": inputs.function and inputs.function.as_dict(),
+        "trust_remote_code": settings.model.trust_remote_code,
         **record,
     }
     write_manifest(run, manifest)

@@ -40,7 +40,7 @@ def verify_target(target: Target) -> dict[str, Any]:
 def _checksums(run: RunFolder) -> Check:
     changed = [f"{run.manifest.name} (the run is not finished)"]
     if run.is_complete:
-        changed = folder.changed_files(run.path, folder.read_json(run.manifest)["files"])
+        changed = folder.changed_files(run.path, run.recorded)
     told = "checksum mismatch: " + ", ".join(changed) if changed else "every file as it was written"
     return Check("checksums", not changed, told)
 
