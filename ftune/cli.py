@@ -233,12 +233,27 @@ def merge(
 
 
 @app.command()
-def verify(target: TargetPath, base: Base = None, force: Force = False, json: Json = False) -> None:
-    """Prove a run, an adapter or a merged model again from its files."""
+def verify(
+    target: TargetPath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="TARGET is a recipe: prove that a killed run goes on to the same bytes.")
+    ] = False,
+    steps: Annotated[int, typer.Option("--steps", help="With --resume: how many steps are trained.")] = 4,
+    base: Base = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Prove a run, an adapter or a merged model again from its files; or a recipe's exact resume."""
     from ftune.console.checks import print_checks
-    from ftune.run import targets, verifying
+    from ftune.run import resume_proof, targets, verifying
 
-    found = verifying.verify_target(targets.resolve(target, base, is_forced=force))
+    if resume:
+        found = resume_proof.prove_resume(target, overrides or [], steps)
+    elif overrides:
+        raise UserError("keys are overridden in a recipe only", overrides[0], "leave it out, or add --resume")
+    else:
+        found = verifying.verify_target(targets.resolve(target, base, is_forced=force))
     print_json(found) if json else print_checks(found)
     if not found["passed"]:
         raise typer.Exit(ExitCode.GATE_FAILED)
