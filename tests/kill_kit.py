@@ -1,4 +1,4 @@
-"""A process that is killed, or refused, at its n-th file operation, and what a run must end with all the same.
+"""A process that is killed, stopped or refused at its n-th file operation, and what a run must end with all the same.
 
 A child is forked from this process, which has imported and warmed up everything. There each operation that changes a
 file below a folder is counted: open for writing, write (killed in its middle, half of it done), fsync, rename, unlink,
@@ -9,27 +9,33 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
+from conftest import write_recipe, write_rows
+from resume_kit import ASKED, make_place, sections_of
 from safetensors import SafetensorError
 
-from ftune import folder
+from ftune import folder, process, recipe
 from ftune.errors import FtuneError
+from ftune.recipe import Recipe
+from ftune.run.training import train_run
 
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+KILLED, FULL, STOPPED = "killed", "refused: the disk is full", "stopped by SIGTERM, twice"
 TIMES = {"seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes"}
 
 
 class Operations:
-    """What this process does to files below a folder; at the n-th it is killed, or told that the disk is full."""
+    """What this process does to files below a folder; at the n-th something happens to it."""
 
-    def __init__(self, below: Path, end_at: int | None, log: Path | None = None, is_full: bool = False) -> None:
-        self.below, self.end_at, self.log, self.is_full = f"{below}{os.sep}", end_at, log, is_full
+    def __init__(self, below: Path, end_at: int | None, how: str = KILLED, log: Path | None = None) -> None:
+        self.below, self.end_at, self.how, self.log = f"{below}{os.sep}", end_at, how, log
         self.count = 0
         self.write, self.pwrite, self.fsync = os.write, os.pwrite, os.fsync
         self.open, self.serialize_file = io.open, safetensors.torch.serialize_file
@@ -48,10 +54,14 @@ class Operations:
             place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
             with self.open(self.log, "a") as log:
                 log.write(f"{what} {place.removeprefix(self.below)}\n")
+        if self.count == self.end_at and self.how == STOPPED:
+            for _ in range(2):  # as somebody does who is in a hurry
+                os.kill(os.getpid(), signal.SIGTERM)
+            return False
         return self.count == self.end_at
 
     def die(self) -> None:
-        if self.is_full:
+        if self.how == FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -69,7 +79,8 @@ class Operations:
                 around = (
                     "" if dir_fd is None or arguments[dir_fd] < 0 else os.readlink(f"/proc/self/fd/{arguments[dir_fd]}")
                 )
-                self.before(event.removeprefix("os."), os.path.join(around, arguments[0]))
+                path = arguments[0] if isinstance(arguments[0], int) else os.path.join(around, arguments[0])
+                self.before(event.removeprefix("os."), path)
 
         sys.addaudithook(audit)
         os.fsync = lambda descriptor: (self.before("fsync", descriptor), self.fsync(descriptor))[1]
@@ -142,6 +153,8 @@ def in_child(work: Callable[[], object], operations: Operations | None = None, l
         except FtuneError as error:
             print(error)
             code = error.exit_code
+        except SystemExit as error:
+            code = int(error.code or 0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -153,7 +166,7 @@ def in_child(work: Callable[[], object], operations: Operations | None = None, l
 def operations_of(work: Callable[[], object], below: Path, log: Path) -> list[str]:
     """All the operations of some work that is not killed."""
     log.unlink(missing_ok=True)
-    assert in_child(work, Operations(below, None, log)) == 0
+    assert in_child(work, Operations(below, None, log=log)) == 0
     return log.read_text().splitlines()
 
 
@@ -174,3 +187,35 @@ def whole_outcome(path: Path) -> dict:
     }
     texts = {file.name: file.read_bytes() for file in (run.samples, run.probe, run.twins) if file.is_file()}
     return {"metrics": lines, "report": report, **files, **texts}
+
+
+def make_run(place: Path) -> Recipe:
+    """A run of two steps with an evaluation after each, an adapter, a merged model, a test set and a probe."""
+    make_place(place)
+    for name, rows in {"validation": ASKED[:3], "test": ASKED[3:6], "probe": ASKED[6:9]}.items():
+        write_rows(place / f"{name}.jsonl", rows)
+    sections = sections_of("lora", max_steps=2, evaluate_every=1, checkpoint_every=1, keep_checkpoints=1, select="best")
+    files = {"validation": "validation.jsonl", "test": "test.jsonl", "decontaminate": False, "deduplicate": "off"}
+    sections["data"] |= files
+    sections |= {
+        "evaluation": {"probe": "probe.jsonl", "max_new_tokens": 4, "few_shot": 1},
+        "output": {"save": "both", "dir": "run"},
+    }
+    return recipe.load(write_recipe(place, **sections))
+
+
+def run_to_end(settings: Recipe) -> None:
+    """As a user would: anew, or with --resume where there is something of it."""
+    process.run(lambda: train_run(settings, resume=folder.RunFolder(settings.output.dir).is_run))
+
+
+def check_ended(settings: Recipe, operations: Operations, clean: dict, log: Path, what: str) -> None:
+    """A run that is ended so, and gone on with, ends as the clean one; and says what happened without a traceback."""
+    shutil.rmtree(settings.output.dir, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    code = in_child(lambda: run_to_end(settings), operations, log)
+    assert code in {KILLED: {-signal.SIGKILL}, STOPPED: {143}, FULL: {0, 2, 3}}[operations.how], what
+    assert "Traceback" not in log.read_text(), f"{what}: {log.read_text()}"
+    log.unlink()
+    assert in_child(lambda: run_to_end(settings), log=log) == 0, f"{what}: {log.read_text()}"
+    assert whole_outcome(settings.output.dir) == clean, what

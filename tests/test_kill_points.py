@@ -5,7 +5,18 @@ import shutil
 import signal
 
 import pytest
-from kill_kit import Operations, in_child, operations_of
+from kill_kit import (
+    FULL,
+    KILLED,
+    STOPPED,
+    Operations,
+    check_ended,
+    in_child,
+    make_run,
+    operations_of,
+    run_to_end,
+    whole_outcome,
+)
 from resume_kit import Stage, make_place, outcome, sections_of
 
 from ftune import checkpoint
@@ -14,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 STEPS = 2
 OPERATIONS = {"open", "write", "fsync", "rename", "mkdir", "chmod", "remove", "rmdir"}
 FULL_AT = 3
-"""The disk is full at each so manieth operation; at all of them in the script."""
+WHOLE_RUN_AT = 40
+"""Each so manieth operation is tried here, and all of them in the script."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +81,7 @@ def test_a_full_disk_is_told_and_costs_nothing(stage, clean, tmp_path):
     for number, name in list(enumerate(names, 1))[::FULL_AT]:
         shutil.rmtree(run)
         log.unlink(missing_ok=True)
-        code = in_child(lambda: stage.train(run), Operations(run, number, is_full=True), log)
+        code = in_child(lambda: stage.train(run), Operations(run, number, FULL), log)
         told = log.read_text()
         assert "Traceback" not in told, f"{number} {name}: {told}"
         if code:  # to remove what is not needed any more may fail: it is tried again with the next run
@@ -95,3 +107,17 @@ def test_a_save_is_on_disk_before_it_has_its_name_and_before_the_old_one_goes(st
     assert f"fsync {temporary}" in synced
     assert names[renamed + 1] == "fsync checkpoints"
     assert names[renamed + 2] == "rename checkpoints/step-000001", "the old checkpoint vanishes at once, and last"
+
+
+def test_a_whole_run_ended_anywhere_ends_with_the_same_bytes(tmp_path):
+    """Cases 81, 83, 85 from the first folder to the last checksum: metrics, adapter, merged model, samples, report."""
+    settings = make_run(tmp_path)
+    run, log = settings.output.dir, tmp_path / "run.log"
+    assert in_child(lambda: run_to_end(settings), log=log) == 0, log.read_text()
+    clean = whole_outcome(run)
+    shutil.rmtree(run)
+    names = operations_of(lambda: run_to_end(settings), run, tmp_path / "operations.log")
+    assert {name.split()[1].split("/")[0] for name in names} >= {"lock.json", "checkpoints", "metrics.jsonl"}
+    for number in range(7, len(names), WHOLE_RUN_AT):
+        how = (KILLED, STOPPED, FULL)[number % 3]
+        check_ended(settings, Operations(run, number, how), clean, log, f"{how} at {number}, {names[number - 1]}")
