@@ -1,6 +1,5 @@
 """The command line: each verb parses, calls one story and prints."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from ftune import process
 from ftune.console.documents import print_json
 from ftune.errors import ExitCode, UserError
+from ftune.quantities import numbers
 
 app = typer.Typer(
     help="Fine-tune language models from a recipe, and get the evidence that it worked.",
@@ -299,17 +299,6 @@ def report(
 
     page = reporting.rebuild_report(runs[0], review)
     print_json(folder.read_json(page.with_name("report.json"))) if json else typer.echo(str(page))
-
-
-def numbers(text: str | None, option: str) -> list[float]:
-    """Numbers with commas between."""
-    try:
-        found = [float(part) for part in text.split(",")] if text else []
-    except ValueError:
-        found = [math.nan]
-    if not all(map(math.isfinite, found)):
-        raise UserError(f"{text!r} is not a list of numbers", option, "write them with commas between: 0,0.5,1")
-    return found
 
 
 def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:

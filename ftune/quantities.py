@@ -1,7 +1,10 @@
 """Numbers as people read them, the same on the screen and in the report: sizes, times, scores, intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ftune.errors import UserError
 
 NOT_MEASURED = "not measured"
 LOWER_IS_BETTER = ("loss", "perplexity")
@@ -111,3 +114,14 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def _three_digits(value: float) -> str:
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f}"
+
+
+def numbers(text: str | None, option: str) -> list[float]:
+    """Numbers with commas between."""
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise UserError(f"{text!r} is not a list of numbers", option, "write them with commas between: 0,0.5,1")
+    return found
