@@ -57,8 +57,9 @@ def hold(path: Path) -> Iterator[None]:
         yield
     finally:
         done.set()
-        if _is_at(descriptor, file):
-            file.unlink(missing_ok=True)
+        with suppress(OSError):  # the kernel's lock ends all the same, and a record of the dead is taken over
+            if _is_at(descriptor, file):
+                file.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
 
