@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ftune import checkpoint, folder
-from ftune.checkpoint import OPTIMIZER, PARAMETERS, STATE, SUMS, Keep
+from ftune.checkpoint import OPTIMIZER, PARAMETERS, STATE, SUMS, Keep, take
+from ftune.engine import Engine
 from ftune.errors import RunError, UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,7 +31,7 @@ def make_state(seed=0):
 
 
 def save(checkpoints, step, keep=9):
-    return checkpoint.save(checkpoints, step, *make_state(step), {"data": {}}, Keep(keep))
+    return checkpoint.save(checkpoints, step, take(*make_state(step), Engine()), {"data": {}}, Keep(keep))
 
 
 @pytest.mark.parametrize("name", [PARAMETERS, OPTIMIZER, STATE, SUMS])
