@@ -82,7 +82,7 @@ def test_a_lock_that_was_half_written_is_taken_over(tmp_path, capsys, text):
 
 
 def test_a_pid_that_is_used_again_by_another_program_does_not_count(tmp_path, capsys):
-    record(tmp_path, {"pid": os.getppid(), "host": socket.gethostname(), "started": lock.started(os.getpid())})
+    record(tmp_path, {"pid": os.getppid(), "host": socket.gethostname(), "started": lock.started(1)})
     take(tmp_path)
     assert f"taking over the lock of pid {os.getppid()}" in " ".join(capsys.readouterr().err.split())
     record(tmp_path, {"pid": os.getppid(), "host": socket.gethostname(), "started": lock.started(os.getppid())})

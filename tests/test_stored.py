@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ftune import checkpoint, folder, model, stored
 from ftune.artifacts import files
 from ftune.checkpoint import Keep
+from ftune.engine import Engine
 from ftune.errors import UserError
 from ftune.methods.base import trainable
 from ftune.methods.head import method_of
@@ -138,25 +139,28 @@ def test_a_checkpoint_with_fitting_checksums_must_fit_the_model_as_well(tmp_path
     optimizer = torch.optim.AdamW(trainable(tuned).values())
     tuned(torch.tensor([[7, 8]])).logits.sum().backward()
     optimizer.step()
-    path = checkpoint.save(tmp_path / "checkpoints", 3, trainable(tuned), optimizer, {}, Keep(2))
+    snapshot = checkpoint.take(trainable(tuned), optimizer, Engine())
+    path = checkpoint.save(tmp_path / "checkpoints", 3, snapshot, {}, Keep(2))
+
+    def sum_up():
+        """The checksums are those of the files, whatever they hold."""
+        digests = folder.checksums(path, [checkpoint.SUMS])
+        (path / checkpoint.SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))
+
     good = load_file(path / checkpoint.OPTIMIZER)
     name = next(name for name in good if name.endswith("exp_avg"))
     for changed in ({name: torch.zeros(3)}, {"elsewhere/exp_avg": torch.zeros(3)}):
         save_file({**good, **changed}, path / checkpoint.OPTIMIZER)
-        change(path / checkpoint.STATE, files=folder.checksums(path, [checkpoint.STATE]))
+        sum_up()
         found = checkpoint.latest(path.parent)
         assert found is not None
         with pytest.raises(UserError, match="is not of this model"):
             checkpoint.restore(found, trainable(tuned), copy.deepcopy(optimizer))
-    for values in ({"step": 4}, {"step": "3"}, {"files": {}}, {"inputs": 3}, {"format_version": None}):
-        change(
-            path / checkpoint.STATE,
-            step=3,
-            inputs={},
-            format_version=1,
-            files=folder.checksums(path, [checkpoint.STATE]),
-        )
+    for values in ({"step": 4}, {"step": "3"}, {"inputs": 3}):
+        change(path / checkpoint.STATE, step=3, inputs={})
+        sum_up()
         assert checkpoint.latest(path.parent) is not None
         change(path / checkpoint.STATE, **values)
+        sum_up()
         with pytest.raises(UserError, match="not what was written there"):
             checkpoint.latest(path.parent)
