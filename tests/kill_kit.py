@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -139,8 +141,18 @@ class Torn:
         return self.file.write(data)
 
 
-def in_child(work: Callable[[], object], operations: Operations | None = None, log: Path | None = None) -> int:
-    """Do something in a forked process: its exit code, or minus the signal that killed it."""
+def in_child(
+    work: Callable[[], object],
+    operations: Operations | None = None,
+    log: Path | None = None,
+    after: float | None = None,
+    send: int = signal.SIGTERM,
+    to_group: bool = False,
+) -> int:
+    """Do something in a forked process: its exit code, or minus the signal that killed it.
+
+    after: seconds until it is sent a signal, and again within 50 ms; or its whole group is, as a terminal does it.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -160,6 +172,10 @@ def in_child(work: Callable[[], object], operations: Operations | None = None, l
         finally:
             sys.stdout.flush()
             os._exit(code)
+    for seconds in () if after is None else (after, 0.04):
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, send) if to_group else os.kill(pid, send)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

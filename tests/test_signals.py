@@ -1,17 +1,19 @@
 """Trust case 85: SIGINT and SIGTERM at any moment, twice too, end a run with its exit code and without a traceback."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import write_rows
-from kill_kit import in_child
+from conftest import write_recipe, write_rows
+from kill_kit import in_child, make_run, run_to_end, whole_outcome
 from resume_kit import ASKED, Stage, make_place, outcome, sections_of
 
-from ftune import process, signals, train
+from ftune import process, recipe, signals, train
 from ftune.console.progress import task_progress
 from ftune.errors import Interrupted, RunError
 from ftune.folder import RunFolder
@@ -193,6 +195,25 @@ def test_a_run_that_is_stopped_before_training_says_how_to_go_on(tmp_path):
         raise Stopped(signal.SIGINT)
 
 
+def test_stopped_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path):
+    """Sent from outside, twice within 50 ms, over the whole run; many more in scripts/random_kills."""
+    settings, log, moments = make_run(tmp_path), tmp_path / "log", random.Random(5)
+    began = time.monotonic()
+    assert in_child(lambda: run_to_end(settings)) == 0
+    seconds, clean = time.monotonic() - began, whole_outcome(settings.output.dir)
+    shutil.rmtree(settings.output.dir)
+    ended = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        log.unlink(missing_ok=True)
+        shutil.rmtree(settings.output.dir, ignore_errors=True)
+        ended.append(in_child(lambda: run_to_end(settings), log=log, after=moments.uniform(0, seconds), send=number))
+        assert ended[-1] in (CODES[number], 0)
+        assert "Traceback" not in log.read_text()
+        assert in_child(lambda: run_to_end(settings), log=log) == 0, log.read_text()
+        assert whole_outcome(settings.output.dir) == clean
+    assert set(ended) & set(CODES.values())
+
+
 def test_workers_end_with_the_process_they_work_for(tmp_path):
     """Rows are prepared on all cores; a kill must not leave the others waiting for work for ever."""
     code = (
@@ -215,6 +236,30 @@ def is_running(pid):
     from ftune import lock
 
     return lock.started(pid) is not None
+
+
+def test_a_signal_while_rows_are_prepared_ends_without_a_word_of_the_workers(tmp_path):
+    """Ctrl-C reaches them too, from the terminal."""
+    settings = recipe.load(write_recipe(make_place(tmp_path / "place"), **sections_of("lora")))
+
+    def command():
+        from ftune.data import preparing
+
+        preparing.FEW_CHUNKS, preparing.CHUNK_ROWS, preparing.num_workers = 0, 1, lambda: 2
+        whole = preparing.prepare_chunk
+
+        def slow(*arguments):
+            time.sleep(0.1)
+            return whole(*arguments)
+
+        preparing.prepare_chunk = slow
+        os.setpgid(0, 0)
+        process.run(lambda: fitting_inputs(settings))
+
+    log = tmp_path / "log"
+    code = in_child(command, log=log, after=0.6, send=signal.SIGINT, to_group=True)
+    assert code == 130, log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def fitting_inputs(settings):
