@@ -19,6 +19,7 @@ from ftune import checkpoint, folder, model, plan
 from ftune.artifacts import checks, files
 from ftune.artifacts.checks import Expected
 from ftune.checkpoint import Keep
+from ftune.engine import Engine
 from ftune.evaluate import previous
 from ftune.folder import RunFolder
 from ftune.methods.base import trainable
@@ -136,7 +137,8 @@ def saved(tmp_path_factory, base):
     tuned(torch.tensor([[7, 8]])).logits.sum().backward()
     optimizer.step()
     home = tmp_path_factory.mktemp("saved") / "checkpoints"
-    checkpoint.save(home, 3, trainable(tuned), optimizer, {"base": {"x": "1"}, "data": {}}, Keep(2))
+    snapshot = checkpoint.take(trainable(tuned), optimizer, Engine())
+    checkpoint.save(home, 3, snapshot, {"base": {"x": "1"}, "data": {}}, Keep(2))
     return home, tuned, optimizer
 
 
