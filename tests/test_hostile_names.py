@@ -11,7 +11,7 @@ from conftest import save_base, write_rows
 from hostile_kit import change, command, refused, tree, unchanged
 from huggingface_hub import constants
 
-from ftune import folder, model, stored
+from ftune import folder, lock, model, stored
 from ftune.errors import UserError
 from ftune.recipe import ModelSection
 from ftune.report.recorded import is_classifier
@@ -213,7 +213,7 @@ def linked(path, elsewhere):
 )
 def test_no_run_goes_on_through_a_link(lab, name):
     linked(lab.half / name if name else lab.half, lab.root / "elsewhere")
-    refused(lab, ["resume"], "a link, which leads to")
+    refused(lab, ["resume"], "symbolic links" if name == "lock.json" else "a link, which leads to")
 
 
 @pytest.mark.parametrize("name", ["", "adapter", "report.json", "report.html", "metrics.jsonl", "junit.xml", "new"])
@@ -239,7 +239,7 @@ def test_what_is_overwritten_is_removed_and_what_links_lead_to_stays(lab):
 
 def test_a_run_folder_that_is_a_link_is_not_overwritten(lab):
     linked(lab.run / "lock.json", lab.root / "elsewhere")
-    refused(lab, ["overwrite"], "a link, which leads to")
+    refused(lab, ["overwrite"], "symbolic links")
     (lab.run / "lock.json").unlink()
     linked(lab.run, lab.root / "elsewhere")
     refused(lab, ["overwrite"], "a link, which leads to")
@@ -270,13 +270,15 @@ def test_a_file_is_written_in_place_of_a_link_and_of_one_planted_beside_it(tmp_p
     assert not os.path.lexists(tmp_path / ".tmp-x.json")
 
 
-@pytest.mark.parametrize("pid", [-1, 0, 2**40, 10**30, "1", None, [1], True])
-def test_a_lock_with_a_number_that_is_no_process_is_taken_over(tmp_path, pid):
-    (tmp_path / "lock.json").write_text(json.dumps({"pid": pid}))
-    if pid is True:
-        pytest.skip("process 1 is there")
-    with folder.lock(tmp_path):
-        assert folder.read_json(tmp_path / "lock.json")["pid"] == os.getpid()
+LOCKS = [json.dumps({"pid": pid}) for pid in (-1, 0, 2**40, 10**30, "1", None, [1])]
+
+
+@pytest.mark.parametrize("text", [*LOCKS, "[" * 4000])
+def test_a_lock_that_names_no_process_is_taken_over(tmp_path, text):
+    """The number goes to kill(), which takes 0 and -1 for every process there is."""
+    (tmp_path / lock.NAME).write_text(text)
+    with lock.hold(tmp_path):
+        assert folder.read_json(tmp_path / lock.NAME)["pid"] == os.getpid()
 
 
 def test_a_folder_of_the_users_rows_may_hold_links(lab):
