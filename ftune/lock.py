@@ -111,7 +111,7 @@ def _read(descriptor: int) -> dict[str, Any]:
     """The record; empty where it was half written, or is none."""
     try:
         record = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) and isinstance(record.get("pid"), int) else {}
 
