@@ -81,6 +81,9 @@ def _samples(run: RunFolder) -> list[dict[str, Any]]:
 def _read(read: Callable[[], Any], where: str) -> Any:
     try:
         return read()
+    except UserError as error:  # which names the file and the line
+        problem = error.problems[0]
+        raise UserError(problem.what, f"{KEY}: {problem.where}", problem.hint) from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         told = f"this is not what a run writes: {type(error).__name__}: {error}"
         raise UserError(told, where, "restore the file, or set it to null") from error
