@@ -90,9 +90,11 @@ def is_inside(name: str) -> bool:
 
 
 def refuse_links(path: Path) -> None:
-    """Raise UserError where a folder that is written into is a link, or holds any: nothing is written, or removed,
-    through a link to a place that the user did not name."""
-    found = [path] if path.is_symlink() else sorted(file for file in path.rglob("*") if file.is_symlink())
+    """Raise UserError where a folder that is written into is a link, or holds one that leads out of it: nothing is
+    written, or removed, through a link to a place that the user did not name. (wandb links its newest run's files.)"""
+    inside = os.path.realpath(path) + os.sep
+    links = sorted(file for file in path.rglob("*") if file.is_symlink())
+    found = [path] if path.is_symlink() else [link for link in links if not os.path.realpath(link).startswith(inside)]
     if found:
         hint = "name the folder itself" if found[0] == path else "remove the link, or put what it leads to in its place"
         raise UserError(f"a link, which leads to {os.path.realpath(found[0])}", str(found[0]), hint)
