@@ -12,6 +12,8 @@ from ftune.errors import UserError
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 REPAIR = "restore the file, or make it again"
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Folders of a run folder that trackers write."""
 
 
 def read_text(path: Path) -> str:
@@ -90,11 +92,15 @@ def is_inside(name: str) -> bool:
 
 
 def refuse_links(path: Path) -> None:
-    """Raise UserError where a folder that is written into is a link, or holds one that leads out of it: nothing is
-    written, or removed, through a link to a place that the user did not name. (wandb links its newest run's files.)"""
-    inside = os.path.realpath(path) + os.sep
+    """Raise UserError where a folder that is written into is a link, or holds any: nothing is written, or removed,
+    through a link to a place that the user did not name. Inside their own folders trackers may have theirs (wandb
+    links its logs): ftune writes nothing there."""
     links = sorted(file for file in path.rglob("*") if file.is_symlink())
-    found = [path] if path.is_symlink() else [link for link in links if not os.path.realpath(link).startswith(inside)]
+    found = [path] if path.is_symlink() else [link for link in links if not _is_a_trackers(link.relative_to(path))]
     if found:
         hint = "name the folder itself" if found[0] == path else "remove the link, or put what it leads to in its place"
         raise UserError(f"a link, which leads to {os.path.realpath(found[0])}", str(found[0]), hint)
+
+
+def _is_a_trackers(name: Path) -> bool:
+    return len(name.parts) > 1 and name.parts[0] in TRACKERS

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftune import folder
+from ftune import folder, stored
 from ftune.console.streams import note, warn
 from ftune.errors import Interrupted, RunError, UserError
 from ftune.folder import RunFolder
 from ftune.recipe import Recipe, dump
 
-FOLDERS = ("tensorboard", "wandb", "mlflow")
+FOLDERS = stored.TRACKERS
 """Each tracker's own files in the run folder. They may grow after the run, so the manifest has no checksums of them."""
 MEMORY = "trackers.json"
 """Which runs of the trackers this is, and up to which step they were told: what resuming needs."""
