@@ -72,12 +72,14 @@ def check_values(config: Any) -> None:
         value = getattr(text, key, None)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"config.json says {key}: {value!r}")
-    _check_counts(config.to_dict())
+    _check_parts(config.to_dict())
 
 
-def _check_counts(document: Any) -> None:
+def _check_parts(document: Any) -> None:
     for key, value in document.items() if isinstance(document, dict) else ():
-        _check_counts(value)
+        _check_parts(value)
+        if "drop" in str(key) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ValueError(f"config.json says {key}: {value}, which is no share")
         for counted, most in MOST.items():
             if counted.search(str(key)) and isinstance(value, int) and value > most:
                 raise ValueError(f"config.json says {key}: {value:.4g}, and no model has more than {most:,}")

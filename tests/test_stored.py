@@ -77,6 +77,7 @@ def test_a_manifest_whose_list_of_files_is_none_is_told(tmp_path):
         ({"num_local_experts": 10**9}, "num_local_experts: 1e.09"),
         ({"architectures": [0]}, "architectures"),
         ({"architectures": 1}, "architectures"),
+        ({"attention_dropout": 3}, "config.json says attention_dropout: 3, which is no share"),
         ({"hidden_size": 0}, "hidden_size|cannot be loaded"),
         ({"vocab_size": None}, "vocab_size|cannot be loaded"),
         ({"rope_parameters": 3}, "cannot be loaded"),
