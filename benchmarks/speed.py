@@ -2,7 +2,6 @@
 
     python benchmarks/speed.py                       LoRA in float32 and bfloat16, beside TRL padded and padding-free
     python benchmarks/speed.py --cases quick         a few steps of a tiny shape, to see that it works
-    python benchmarks/speed.py --write               writes docs/performance.md's tables from the results
 
 Medians of --runs runs; the losses of every side must agree. Wants an idle machine.
 """
@@ -23,8 +22,6 @@ from workload import SHAPES, VOCABULARY
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed.json"
-PAGE = REPOSITORY / "docs" / "performance.md"
-MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 PEERS = ["trl, padded", "trl, padding-free"]
 SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far losses may lie apart, relative."""
@@ -143,30 +140,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(results: list[dict[str, Any]]) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{table(results)}\n\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="lora", help=f"of {', '.join(CASES)}; several with commas between")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="write the page from the results, measure nothing")
     options = parser.parse_args()
     known = json.loads(options.results.read_text()) if options.results.is_file() else {"versions": {}, "results": []}
-    if not options.write:
-        for name in options.cases.split(","):
-            for case in CASES[name]:
-                found = compare(case, options.runs)
-                known["results"] = [r for r in known["results"] if r["case"] != found["case"]] + [found]
-                known["versions"] = versions()
-                options.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        print(table(known["results"]))
-    if options.results == RESULTS and PAGE.is_file():
-        write_page(known["results"])
+    for name in options.cases.split(","):
+        for case in CASES[name]:
+            found = compare(case, options.runs)
+            known["results"] = [r for r in known["results"] if r["case"] != found["case"]] + [found]
+            known["versions"] = versions()
+            options.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    print(table(known["results"]))
 
 
 if __name__ == "__main__":

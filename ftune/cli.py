@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ftune import process
 from ftune.console.documents import print_json
 from ftune.errors import ExitCode, UserError
 from ftune.quantities import numbers
@@ -308,8 +307,3 @@ def finish(document: dict[str, Any], path: Path | None, json: bool) -> None:
     print_json(document) if json else print_report(document, path)
     if not all(gate["passed"] for gate in document["gates"]):
         raise typer.Exit(ExitCode.GATE_FAILED)
-
-
-def main() -> None:
-    """The console script."""
-    process.run(app)

@@ -73,8 +73,8 @@ class Engine:
         if self.count != launched():
             what = f"{launched()} processes were started, and each would train alone: the engine found {self.count}"
             raise UserError(what, "training.parallel", f"start them with {LAUNCH}")
-        is_one = self.count == 1 and "WORLD_SIZE" not in os.environ
-        self.strategy = "none" if is_one else "ddp" if parallel == "auto" else parallel
+        by_itself = "ddp" if self.count > 1 else "none"
+        self.strategy = by_itself if parallel == "auto" else parallel
         """none, ddp or fsdp."""
         self.passes: DistributedDataParallel | None = None
         self.parts: FSDPModule | None = None

@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same on the screen and in the report: sizes, times, scores, intervals."""
+"""Numbers as people read them, the same on the screen and in the report, and lists of them as people write them."""
 
 import math
 from collections.abc import Mapping, Sequence

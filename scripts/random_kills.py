@@ -8,7 +8,6 @@ saves, merges and measures. A kill may hit the resumed run again. Exit code 1 if
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -18,14 +17,17 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from kill_kit import whole_outcome  # noqa: E402
+
+QUICKSTART = ROOT / "recipes" / "quickstart"
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 """The exit code that each must end in, where it hits a living run."""
-CLOCK = ("tokens_per_second", "memory")
 AGAIN = 0.3
 """How often the resumed run is killed, too."""
 
@@ -62,16 +64,6 @@ def finish(recipe: Path, run: Path) -> str:
     if process.returncode not in (0, 1):
         return f"exit code {process.returncode}: {text[-500:]}"
     return "a traceback" if "Traceback" in text else ""
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """All that must be the same."""
-    names = [f for part in ("adapter", "merged") for f in sorted((run / part).rglob("*")) if f.is_file()]
-    files = {f.relative_to(run).as_posix(): f.read_bytes() for f in names}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    steps = [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
-    return {**files, "metrics": steps, **{f"report's {key}": value for key, value in report.items() if key != "cost"}}
 
 
 def phase(run: Path) -> str:
@@ -117,7 +109,7 @@ def main() -> None:
         if told := finish(recipe, folder / "clean" / "run"):
             raise SystemExit(f"the clean run ended with {told}")
         seconds = time.monotonic() - began
-        clean = outcome(folder / "clean" / "run")
+        clean = whole_outcome(folder / "clean" / "run")
         print(f"the clean run took {seconds:.1f} s", flush=True)
         number = 0
         while done < options.kills:
@@ -133,7 +125,7 @@ def main() -> None:
                 if rng.random() > AGAIN or done >= options.kills:
                     break
             told = finish(recipe, run)
-            found = {} if told else outcome(run)
+            found = {} if told else whole_outcome(run)
             problems += [told] if told else [f"{key} differs" for key in clean if clean[key] != found.get(key)]
             wrong += [f"run {number}: {problem}" for problem in problems]
             print(f"{done}/{options.kills} kills, {len(wrong)} problems", flush=True)

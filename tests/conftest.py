@@ -15,6 +15,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from ftune import data
 from ftune import folder as folders
 from ftune.artifacts import files
 from ftune.errors import ExitCode, Problem, UserError
@@ -201,6 +202,13 @@ def lab(built_lab: Any) -> Any:
     import hostile_kit
 
     return hostile_kit.fresh(*built_lab)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Any:
+    """CHAT_ROWS as examples."""
+    path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
+    return data.load(make_tokenizer(), [data.Source(path)], data.Rules()).examples
 
 
 @pytest.fixture

@@ -281,7 +281,7 @@ def test_light_commands_import_nothing_heavy(tmp_path, arguments):
     (tmp_path / "bad.yaml").write_text("model: base\nmethod: lora\ndata: {train: x}\ntraining: {learning_rat: 1}\n")
     code = (
         "import sys; sys.argv = ['ftune', *sys.argv[1:]]\n"
-        "from ftune.cli import main\n"
+        "from ftune.__main__ import main\n"
         "try: main()\n"
         f"finally: assert not {heavy} & set(sys.modules)"
     )

@@ -1,51 +1,20 @@
 """The arithmetic of training: memory that runs out, float16, numbers that are none, optimizers; by trust case."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CHAT_ROWS, adapter_bytes, chat, make_model, make_tokenizer, metrics, run, write_rows
+from conftest import adapter_bytes, chat, make_model, make_tokenizer, metrics, run, write_rows
+from loop_kit import job, lora, plan, weights
 from method_kit import SETTINGS
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_run_resume import Killed, kill_after
 
-from ftune import batches, data, folder, optimizers, train
-from ftune.engine import Engine
+from ftune import batches, data, folder, train
 from ftune.errors import RunError, UserError
 from ftune.methods import METHODS
 from ftune.methods.base import trainable
 from ftune.objectives import classification, sft
-from ftune.recipe import TrainingSection
-from ftune.run.replaying import replay
-
-
-@pytest.fixture
-def rows(tmp_path):
-    path = write_rows(tmp_path / "rows.jsonl", CHAT_ROWS)
-    return data.load(make_tokenizer(), [data.Source(path)], data.Rules()).examples
-
-
-def plan(steps=1, packing=True, **training):
-    settings = {"learning_rate": 0.1, "batch_size": 8, "optimizer": "sgd", "warmup": 0.0, "schedule": "constant"}
-    section = TrainingSection(max_steps=steps, **(settings | training))
-    return train.TrainingPlan(section, steps, packing, "auto", 0)
-
-
-def job(model, plan, method="full", objective=sft):
-    made = train.Job(model, METHODS[method], objective, optimizers.make_optimizer(model, plan.training), Engine())
-    return replace(made, found=train.begin_finding(model, plan))
-
-
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
-
-
-def lora(dtype=torch.float32, dropout=0.0):
-    model = make_model().to(dtype)
-    METHODS["lora"].attach(model, SETTINGS["lora"].model_copy(update={"dropout": dropout}))
-    return model
-
 
 # Out of memory (case 52)
 
@@ -248,155 +217,6 @@ def test_every_adapter_tensor_moves_over_a_bfloat16_base(workspace):
     for name, tensor in load_file(path / "adapter" / "adapter_model.safetensors").items():
         if "lora_B" in name:  # it starts at 0
             assert 1e-5 < float(tensor.abs().max()) < 1e-3
-
-
-# Numbers that are none (case 46)
-
-
-def break_base(workspace, value=math.inf):
-    file = workspace / "base" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_loss_that_is_none_leaves_a_replay_that_shows_it_again(workspace, dropout):
-    """Case 46: text, metrics, no checkpoint of that step, and the batch to look at."""
-    break_base(workspace)
-    with pytest.raises(RunError, match=r"non-finite loss at step 1, rows \[train.jsonl:"):
-        run(workspace, method={"name": "lora", "rank": 4, "dropout": dropout}, data={"packing": False})
-    path = workspace / "run"
-    (line,) = folder.read_json_lines(path / "metrics.jsonl")
-    assert (line["step"], line["non_finite"], line["value"]) == (1, "loss", "nan")
-    found = replay(path)
-    assert (found["recorded"], found["replayed"]) == ("nan", "nan")
-    assert found["row_ids"] == line["row_ids"]
-    assert {file.suffix for file in (path / "replay").iterdir()} == {".json", ".safetensors"}
-    assert not list(path.glob("checkpoints/*"))
-
-
-def test_a_step_that_explodes_is_replayed_from_the_weights_before_it(workspace):
-    """Case 46: lr 1e20. The replayed value is the recorded one; no checkpoint of that step or later exists."""
-    sections = {
-        "training": {
-            "learning_rate": 1e20, "max_grad_norm": 1e30, "max_steps": 50, "optimizer": "sgd", "checkpoint_every": 1,
-        }
-    }  # fmt: skip
-    with pytest.raises(train.NonFinite) as caught:
-        run(workspace, **sections)
-    path, step = workspace / "run", caught.value.step
-    found = replay(path)
-    assert found["step"] == step > 1
-    assert found["recorded"] == found["replayed"] == str(caught.value.value)
-    kept = [int(folder_.name.removeprefix("step-")) for folder_ in (path / "checkpoints").glob("step-*")]
-    assert max(kept) == step - 1
-    assert [line["loss"] for line in metrics(path) if line["step"] >= step] == []
-    saved = load_file(path / "replay" / "parameters.safetensors")
-    before = load_file(path / "checkpoints" / f"step-{step - 1:06d}" / "parameters.safetensors")
-    torch.testing.assert_close(saved, before, atol=0, rtol=0)
-
-
-def test_a_gradient_that_is_none_is_replayed_and_its_tensors_named(workspace, monkeypatch):
-    """A finite loss whose gradient is not: of a hook here, of sqrt(0) elsewhere."""
-    plain = sft.summed_loss
-    monkeypatch.setattr(sft, "summed_loss", lambda *a: (loss := plain(*a)) + 0 * torch.sqrt(loss * 0))
-    with pytest.raises(RunError, match="non-finite gradient at step 1"):
-        run(workspace)
-    found = replay(workspace / "run")
-    assert (found["what"], found["recorded"], found["replayed"]) == ("gradient", "nan", "nan")
-    assert any("lora_B" in name for name in found["gradients"])
-
-
-def test_a_run_that_gets_past_the_step_leaves_no_replay(workspace, monkeypatch):
-    with monkeypatch.context() as patch:
-        plain = sft.summed_loss
-        patch.setattr(sft, "summed_loss", lambda *a: plain(*a) * math.nan)
-        with pytest.raises(RunError):
-            run(workspace)
-    assert (workspace / "run" / "replay").is_dir()
-    _, path = run(workspace, resume=True)
-    assert not (path / "replay").exists()
-    assert [line["step"] for line in folder.read_json_lines(path / "metrics.jsonl")] == [1, 2, 3, 4]
-
-
-# Optimizers and their parameters (cases 42, 50, 53)
-
-
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
-def test_weight_decay_shrinks_matrices_and_nothing_else(name):
-    """Case 50: one step of zero gradients, decay 0.5, rate 0.1."""
-    for settings in ("full", "dora", "ia3", "bottleneck, serial"):
-        model = make_model("qwen2")
-        METHODS[SETTINGS[settings].name].attach(model, SETTINGS[settings])
-        before = weights(model)
-        for parameter in trainable(model).values():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizers.make_optimizer(model, plan(optimizer=name, weight_decay=0.5).training).step()
-        groups = optimizers.decay_groups(model)
-        assert sorted(groups["decayed"] + groups["not_decayed"]) == sorted(before)
-        for tensor_name, now in weights(model).items():
-            shrinks = tensor_name in groups["decayed"]
-            assert shrinks == (now.ndim > 1)
-            torch.testing.assert_close(now, before[tensor_name] * (0.95 if shrinks else 1.0), atol=1e-7, rtol=0)
-
-
-def test_manifest_lists_what_is_decayed_and_what_is_not(workspace):
-    """Case 50."""
-    _, path = run(workspace, method={"name": "dora", "rank": 4}, training={"weight_decay": 0.1})
-    manifest = folder.read_json(path / "manifest.json")
-    groups = manifest["weight_decay"]
-    assert sorted(groups["decayed"] + groups["not_decayed"]) == sorted(manifest["trainable"])
-    assert all("magnitude" in name for name in groups["not_decayed"])
-    assert groups["not_decayed"]
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_optimizer_has_every_trainable_parameter_once(name):
-    """Case 53, with those that have learning rates of their own."""
-    kind = "qwen2" if name == "bitfit" else "llama"
-    model = make_model(kind)
-    METHODS[SETTINGS[name].name].attach(model, SETTINGS[name])
-    made = optimizers.make_optimizer(model, plan(optimizer="adamw", weight_decay=0.1).training)
-    ids = [id(parameter) for group in made.param_groups for parameter in group["params"]]
-    assert len(ids) == len(set(ids))
-    assert set(ids) == {id(parameter) for parameter in trainable(model).values()}
-    assert not any(parameter.is_meta for parameter in model.parameters())
-
-
-def test_a_tensor_that_no_gradient_reaches_is_named(rows, capsys):
-    """Case 53."""
-    model = lora()
-    model.forgotten = torch.nn.Parameter(torch.zeros(3))
-    wanted = plan(2)
-    list(train.train(job(model, wanted, "lora"), rows, wanted))
-    said = capsys.readouterr().err
-    assert said.count("no gradient reached forgotten in step 1") == 1
-
-
-def test_eight_bit_adamw_of_bitsandbytes_is_adamw_on_a_cpu():
-    """The first step is AdamW's exactly (its moments are rounded after it), later ones within their 8 bits."""
-    torch.manual_seed(0)
-    start = torch.randn(128, 64)
-    gradients = [torch.randn(128, 64) * 10 ** torch.randn(128, 1) for _ in range(20)]
-
-    def path(name):
-        model = torch.nn.Module()
-        model.weight = torch.nn.Parameter(start.clone())
-        model.get_input_embeddings = lambda: model
-        made = optimizers.make_optimizer(model, plan(optimizer=name, learning_rate=1e-3, weight_decay=0.1).training)
-        seen = []
-        for gradient in gradients:
-            model.weight.grad = gradient.clone()
-            made.step()
-            seen.append(model.weight.detach().clone())
-        return seen, made.state[model.weight]
-
-    (exact, _), (rounded, state) = path("adamw"), path("adamw_8bit")
-    assert state["state1"].dtype == torch.uint8
-    torch.testing.assert_close(rounded[0], exact[0], atol=1e-7, rtol=1e-5)
-    moved = (exact[-1] - start).norm()
-    assert float((rounded[-1] - exact[-1]).norm() / moved) < 0.1
 
 
 # Cutting a step (cases 2 and 3)

@@ -34,8 +34,8 @@ def messages() -> Console:
 
 
 def rank() -> int:
-    """Which of a launcher's processes this is; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    """Which of a launcher's processes this is; 0 where it started no others, whatever RANK is set for."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 class _Harmless(RenderHook):

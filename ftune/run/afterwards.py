@@ -175,9 +175,10 @@ def merge_target(
     tokenizer = tokenizer_of(target)
     merged = merge(target.model, target.adapter, chosen, strength, tokenizer, device, target.is_forced)
     if target.run is not None and target.run.is_complete and chosen == beside:
-        recorded, manifest = target.run.recorded, stored.read_object(target.run.manifest)
         added = {f"{ending}/{name}": digest for name, digest in folder.checksums(chosen).items()}
-        folder.write_json(target.run.manifest, {**manifest, "files": {**recorded, **added}})
+        with lock.hold(target.run.path):
+            recorded, manifest = target.run.recorded, stored.read_object(target.run.manifest)
+            folder.write_json(target.run.manifest, {**manifest, "files": {**recorded, **added}})
     return merged.as_dict()
 
 
