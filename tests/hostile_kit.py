@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from conftest import CHAT_ROWS, save_base, write_recipe, write_rows
 
+from ftune import checkpoint, folder
 from ftune.cli import app
 from ftune.console import streams
 from ftune.errors import FtuneError
@@ -94,8 +95,8 @@ def tree(*folders: Path, without: Iterable[Path] = ()) -> dict[str, str]:
     """Every file, folder and link below some folders, links not followed, with what it holds."""
     left_out = [str(path) for path in without]
     found = {}
-    for folder in folders:
-        for place, names, files in os.walk(folder):
+    for top in folders:
+        for place, names, files in os.walk(top):
             for name in [*names, *files]:
                 path = Path(place, name)
                 if any(str(path) == one or str(path).startswith(one + os.sep) for one in left_out):
@@ -107,6 +108,13 @@ def tree(*folders: Path, without: Iterable[Path] = ()) -> dict[str, str]:
                 else:
                     found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def seal(path: Path) -> None:
+    """Make a checkpoint's checksums those of its files, whatever they hold."""
+    digests = folder.checksums(path, [checkpoint.SUMS])
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    (path / checkpoint.SUMS).write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import elsewhere
 import pytest
 import torch
 from conftest import CHAT_ROWS, make_model, make_tokenizer, run, save_base, write_rows
+from hostile_kit import seal
 from method_kit import ROWS, SETTINGS, assert_same, logits, randomize
 from safetensors.torch import load_file, save_file
 from test_run_resume import Killed, kill_after
@@ -138,10 +139,7 @@ def test_resume_refuses_tensors_that_do_not_fit(workspace, monkeypatch, name):
             run(workspace, **sections)
     newest = checkpoint.latest(workspace / "run" / "checkpoints").path
     change(newest / checkpoint.PARAMETERS, CHANGES[name])
-    state = folder.read_json(newest / checkpoint.STATE)
-    folder.write_json(
-        newest / checkpoint.STATE, {**state, "files": folder.checksums(newest, exclude=(checkpoint.STATE,))}
-    )
+    seal(newest)
     with pytest.raises(UserError, match="the checkpoint's tensors are not this model's"):
         run(workspace, resume=True, **sections)
 
