@@ -50,6 +50,7 @@ def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
     from ftune.engine import Engine
     from ftune.methods import METHODS
     from ftune.objectives import sft
+    from ftune.optimizers import make_optimizer
     from ftune.recipe import TrainingSection
     from ftune.settings import METHOD_NAMES
 
@@ -64,7 +65,7 @@ def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
         schedule="constant", warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, optimizer="adamw",
     )  # fmt: skip
     plan = train.TrainingPlan(section, case.steps, True, "auto", 0)
-    job = train.Job(model, METHODS[case.method], sft, train.make_optimizer(model, section), Engine())
+    job = train.Job(model, METHODS[case.method], sft, make_optimizer(model, section), Engine())
     told = [[label != -100 for label in row.labels] for row in rows]
     tokens = [Tokens(row.input_ids, marks) for row, marks in zip(rows, told, strict=True)]
     examples = [Example(str(i), "", row, {}) for i, row in enumerate(tokens)]

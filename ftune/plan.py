@@ -166,6 +166,7 @@ def make_plan(
 ) -> Prediction:
     """The plan of one method (`settings`) under a recipe; `supervised_tokens` is None when no data were read."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = run.for_training(device)
     method = METHODS[settings.name]
     dtype = base_dtype(recipe.model, device, method.trains_base)
     with FakeTensorMode():

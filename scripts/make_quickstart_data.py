@@ -22,7 +22,7 @@ LEVELS = ["low", "medium", "high"]
 DOORS = ["front", "back", "side", "garage"]
 Call = tuple[str, dict[str, Any]]
 SEED = 20261122
-HARD_TO_KEEP = {"copy": 5, "arithmetic": 2}
+HARD_TO_KEEP = {"copy": 5, "arithmetic": 4}
 """Rehearsal rows of a skill, as a multiple of the others': what is copied often looks like the requests of the task."""
 
 

@@ -189,7 +189,8 @@ def test_trains_and_merges_in_bfloat16_as_a_plain_bfloat16_model(tmp_path, setti
     for _ in range(2):
         same(*map(logits, pair), within)
         ours, theirs = map(gradients, pair)
-        assert max(relative(ours[name], theirs[name]) for name in theirs) <= 0.02
+        # bfloat16 products of the factors: 1 to 3 % from float32. Weights read wrongly are off by more than 100 %.
+        assert max(relative(ours[name], theirs[name]) for name in theirs) <= 0.06
         for model in pair:
             torch.optim.SGD(trainable(model).values(), lr=0.1).step()
     tuned = logits(pair[0])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftune.methods import base, lora, targets
+from ftune.methods import base, lora, low_rank, targets
 from ftune.methods.adapted import AdaptedLinear
 from ftune.settings import AdaloraSettings
 
@@ -49,10 +49,7 @@ class AdaloraLinear(AdaptedLinear):
             self.register_buffer(f"uncertainty_{name}", torch.zeros_like(getattr(self, name).data))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h: torch.Tensor = self.base_layer(x)
-        update: torch.Tensor = self.dropout(x.to(self.lora_A.dtype)) @ (self.lora_A * self.lora_E).T @ self.lora_B.T
-        total: torch.Tensor = h + (self.scale * update).to(h.dtype)
-        return total
+        return low_rank.added(self.base_layer(x), self.dropout(x), self.lora_A * self.lora_E, self.lora_B, self.scale)
 
     def merged(self) -> nn.Module:
         delta = self.lora_B.double() @ (self.lora_A.double() * self.lora_E.double())

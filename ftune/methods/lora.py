@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ftune.errors import UserError
-from ftune.methods import base, saved, targets
+from ftune.methods import base, low_rank, saved, targets
 from ftune.methods.adapted import AdaptedLinear
 from ftune.settings import LoraSettings, LowRankSettings
 
@@ -42,7 +42,7 @@ class LoraLinear(AdaptedLinear):
         self.train(base_layer.training)
 
     def update(self, x: torch.Tensor) -> torch.Tensor:
-        """s B A dropout(x): (..., in) -> (..., out) in the adapter's dtype."""
+        """s B A dropout(x): (..., in) -> (..., out) in the adapter's dtype; exactly 0 at the start."""
         x = self.dropout(x.to(self.lora_A.weight.dtype))
         update: torch.Tensor = self.lora_B(self.scale * self.lora_A(x))
         if self.start_A is not None:
@@ -51,8 +51,14 @@ class LoraLinear(AdaptedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., in) -> (..., out), in the base's dtype."""
-        h: torch.Tensor = self.base_layer(x)
-        return h + self.update(x).to(h.dtype)
+        if self.start_A is not None:
+            h: torch.Tensor = self.base_layer(x)
+            return h + self.update(x).to(h.dtype)
+        A, B = self.lora_A.weight, self.lora_B.weight
+        is_dropping = self.training and self.dropout.p > 0
+        if torch.is_grad_enabled() and not is_dropping and type(self.base_layer) is nn.Linear:
+            return low_rank.linear(x, self.base_layer.weight, self.bias, A, B, self.scale)
+        return low_rank.added(self.base_layer(x), self.dropout(x), A, B, self.scale)
 
     def start_at(self, A: torch.Tensor, B: torch.Tensor) -> None:
         """Let A and B begin elsewhere; what they begin with has no effect."""
