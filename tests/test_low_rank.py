@@ -21,12 +21,12 @@ def made(dtype, num_in=6, num_out=5, rank=2):
     return random(2, 3, num_in, dtype=dtype), random(num_out, num_in, dtype=dtype), random(num_out, dtype=dtype), A, B
 
 
-def over_matrix(x, weight, bias, A, B):
-    return low_rank.linear(x, weight, bias, A, B, SCALE)
+def over_matrix(x, weight, bias, A, B, dropout=0.0):
+    return low_rank.linear(x, weight, bias, A, B, SCALE, dropout)
 
 
-def over_anything(x, weight, bias, A, B):
-    return low_rank.added(functional.linear(x, weight, bias), x, A, B, SCALE)
+def over_anything(x, weight, bias, A, B, dropout=0.0):
+    return low_rank.added(functional.linear(x, weight, bias), x, A, B, SCALE, dropout)
 
 
 def by_definition(x, weight, bias, A, B):
@@ -88,3 +88,29 @@ def test_only_the_input_and_its_small_product_are_kept(product):
         product(x, weight, bias, A, B)
     beside = [tensor for place, tensor in kept.items() if place not in inputs]
     assert [tuple(tensor.shape) for tensor in beside] == [(6, 4)], "s A x for 6 tokens, of rank 4"
+
+
+@BOTH
+def test_dropout_leaves_the_base_alone_and_goes_back_where_it_went(product):
+    x, weight, bias, A, B = made(torch.float64)
+    x, A, B = (tensor.requires_grad_() for tensor in (x, A, B))
+
+    def same_each_time(x, A, B):
+        torch.manual_seed(1)
+        return product(x, weight, bias, A, B, dropout=0.4)
+
+    assert torch.autograd.gradcheck(same_each_time, (x, A, B))
+    assert torch.equal(product(x, weight, bias, A, torch.zeros_like(B), 0.4), product(x, weight, bias, A, B * 0))
+    torch.manual_seed(1)
+    kept = torch.empty(6, 6, dtype=torch.bool).bernoulli_(0.6).view(x.shape)
+    assert 0 < int(kept.sum()) < kept.numel()
+    expected = functional.linear(x, weight, bias) + SCALE * (x * kept / 0.6) @ A.T @ B.T
+    torch.testing.assert_close(same_each_time(x, A, B), expected)
+
+
+@BOTH
+def test_dropout_keeps_its_input_on_average(product):
+    x, weight, bias, A, B = made(torch.float64)
+    torch.manual_seed(0)
+    mean = torch.stack([product(x, weight, bias, A, B, 0.3) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, product(x, weight, bias, A, B), atol=0.3, rtol=0.05)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import write_recipe, write_rows
@@ -212,6 +213,15 @@ def test_stopped_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path):
         assert in_child(lambda: run_to_end(settings), log=log) == 0, log.read_text()
         assert whole_outcome(settings.output.dir) == clean
     assert set(ended) & set(CODES.values())
+
+
+def test_killed_processes_go_on_to_the_bytes_of_a_clean_run():
+    """The short form of `scripts/random_kills 100`."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, root / "scripts" / "random_kills.py", "3", "--steps", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every one ends with the bytes of the clean run" in done.stdout
 
 
 def test_workers_end_with_the_process_they_work_for(tmp_path):

@@ -49,7 +49,8 @@ class AdaloraLinear(AdaptedLinear):
             self.register_buffer(f"uncertainty_{name}", torch.zeros_like(getattr(self, name).data))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return low_rank.added(self.base_layer(x), self.dropout(x), self.lora_A * self.lora_E, self.lora_B, self.scale)
+        A, dropout = self.lora_A * self.lora_E, self.dropout.p if self.training else 0.0
+        return low_rank.added(self.base_layer(x), x, A, self.lora_B, self.scale, dropout)
 
     def merged(self) -> nn.Module:
         delta = self.lora_B.double() @ (self.lora_A.double() * self.lora_E.double())

@@ -55,10 +55,10 @@ class LoraLinear(AdaptedLinear):
             h: torch.Tensor = self.base_layer(x)
             return h + self.update(x).to(h.dtype)
         A, B = self.lora_A.weight, self.lora_B.weight
-        is_dropping = self.training and self.dropout.p > 0
-        if torch.is_grad_enabled() and not is_dropping and type(self.base_layer) is nn.Linear:
-            return low_rank.linear(x, self.base_layer.weight, self.bias, A, B, self.scale)
-        return low_rank.added(self.base_layer(x), self.dropout(x), A, B, self.scale)
+        dropout = self.dropout.p if self.training else 0.0
+        if torch.is_grad_enabled() and type(self.base_layer) is nn.Linear:
+            return low_rank.linear(x, self.base_layer.weight, self.bias, A, B, self.scale, dropout)
+        return low_rank.added(self.base_layer(x), x, A, B, self.scale, dropout)
 
     def start_at(self, A: torch.Tensor, B: torch.Tensor) -> None:
         """Let A and B begin elsewhere; what they begin with has no effect."""

@@ -1,0 +1,21 @@
+"""The benchmarks still run, and the sides they compare still train the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_speed_is_compared_between_equal_trainings(tmp_path):
+    """It ends with an error where losses differ; nothing is said of the times here."""
+    results = tmp_path / "speed.json"
+    command = [sys.executable, BENCHMARKS / "speed.py", "--cases", "quick", "--runs", "1", "--results", results]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = json.loads(results.read_text())["results"]
+    assert set(found["figures"]) == {"ftune", "trl, padded", "trl, padding-free"}
+    assert 0 < max(found["losses_apart"].values()) < 1e-5
