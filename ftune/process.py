@@ -58,9 +58,13 @@ def fail(error: FtuneError) -> NoReturn:
 
 def is_its_own(error: FtuneError) -> bool:
     """Whether what one of several processes met is not what the first one meets and tells: a wrong recipe is the same
-    for all of them, and so is the end of another."""
+    for all of them. That another process has ended is told by the second one, too: it may have been the first."""
+    from ftune.console.streams import rank
+
     engine = sys.modules.get("ftune.engine")
-    return engine is not None and engine.has_group() and not isinstance(error, engine.LostProcess | Interrupted)
+    if engine is None or not engine.has_group() or isinstance(error, Interrupted):
+        return False
+    return rank() == 1 or not isinstance(error, engine.LostProcess)
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -11,13 +11,15 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
+from accelerate.state import AcceleratorState
 from conftest import write_recipe, write_rows
 from resume_kit import ASKED, make_place, sections_of
 from safetensors import SafetensorError
@@ -141,6 +143,40 @@ class Torn:
         return self.file.write(data)
 
 
+def fork(
+    work: Callable[[], object],
+    operations: Operations | None = None,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Do something in a forked process: its number. It ends with the exit code that a command would have."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        sys.stdout = sys.stderr = open(log or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+        os.environ |= environment or {}
+        if operations is not None:
+            operations.install()
+        work()
+        code = 0
+    except FtuneError as error:
+        print(error)
+        code = error.exit_code
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    """The exit code of a forked process, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def in_child(
     work: Callable[[], object],
     operations: Operations | None = None,
@@ -149,40 +185,41 @@ def in_child(
     send: int = signal.SIGTERM,
     to_group: bool = False,
 ) -> int:
-    """Do something in a forked process: its exit code, or minus the signal that killed it.
+    """Do something in a forked process, to its end.
 
     after: seconds until it is sent a signal, and again within 50 ms; or its whole group is, as a terminal does it.
     """
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            sys.stdout = sys.stderr = open(log or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
-            if operations is not None:
-                operations.install()
-            work()
-            code = 0
-        except FtuneError as error:
-            print(error)
-            code = error.exit_code
-        except SystemExit as error:
-            code = int(error.code or 0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+    pid = fork(work, operations, log)
     for seconds in () if after is None else (after, 0.04):
         time.sleep(seconds)
         with suppress(ProcessLookupError):
             os.killpg(pid, send) if to_group else os.kill(pid, send)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return ended(pid)
 
 
-def operations_of(work: Callable[[], object], below: Path, log: Path) -> list[str]:
+def in_two(work: Callable[[], object], operations: Operations | None = None, log: Path | None = None) -> list[int]:
+    """Do something in two processes of one run, as torchrun starts them; the operations are the first one's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def one_of_them() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # what this process had found: itself alone
+        work()
+
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    first = fork(one_of_them, operations, log, ranks[0])
+    second = fork(one_of_them, None, log, ranks[1])
+    return [ended(first), ended(second)]
+
+
+def operations_of(
+    work: Callable[[], object], below: Path, log: Path, launch: Callable[..., object] = in_child
+) -> list[str]:
     """All the operations of some work that is not killed."""
     log.unlink(missing_ok=True)
-    assert in_child(work, Operations(below, None, log=log)) == 0
+    assert launch(work, Operations(below, None, log=log)) in (0, [0, 0])
     return log.read_text().splitlines()
 
 
@@ -234,4 +271,35 @@ def check_ended(settings: Recipe, operations: Operations, clean: dict, log: Path
     assert "Traceback" not in log.read_text(), f"{what}: {log.read_text()}"
     log.unlink()
     assert in_child(lambda: run_to_end(settings), log=log) == 0, f"{what}: {log.read_text()}"
+    assert whole_outcome(settings.output.dir) == clean, what
+
+
+def make_shared_run(place: Path, parallel: str) -> Recipe:
+    """A run of two steps and two saves, for two processes."""
+    make_place(place)
+    sections = sections_of("lora", max_steps=2, checkpoint_every=1, keep_checkpoints=1, parallel=parallel)
+    sections["output"] = {"dir": "run"}
+    return recipe.load(write_recipe(place, **sections))
+
+
+def saves_of_two(settings: Recipe, place: Path) -> tuple[dict, list[tuple[int, str]]]:
+    """What the run ends with when it is left alone, and its file operations that belong to checkpoints, by number."""
+    run = settings.output.dir
+    assert in_two(lambda: run_to_end(settings), log=place / "clean.log") == [0, 0], (place / "clean.log").read_text()
+    clean = whole_outcome(run)
+    shutil.rmtree(run)
+    names = operations_of(lambda: run_to_end(settings), run, place / "operations.log", in_two)
+    return clean, [(number, name) for number, name in enumerate(names, 1) if " checkpoints" in name]
+
+
+def check_two_ended(settings: Recipe, number: int, clean: dict, log: Path, what: str) -> None:
+    """The first of two processes is killed there: the other one ends by itself, and both go on to the clean end."""
+    shutil.rmtree(settings.output.dir, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    codes = in_two(lambda: run_to_end(settings), Operations(settings.output.dir, number), log)
+    assert codes == [-signal.SIGKILL, 3], f"{what}: {codes}, {log.read_text()}"
+    assert "another process of this run has ended" in log.read_text(), what
+    assert "Traceback" not in log.read_text(), f"{what}: {log.read_text()}"
+    log.unlink()
+    assert in_two(lambda: run_to_end(settings), log=log) == [0, 0], f"{what}: {log.read_text()}"
     assert whole_outcome(settings.output.dir) == clean, what

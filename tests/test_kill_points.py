@@ -11,10 +11,13 @@ from kill_kit import (
     STOPPED,
     Operations,
     check_ended,
+    check_two_ended,
     in_child,
     make_run,
+    make_shared_run,
     operations_of,
     run_to_end,
+    saves_of_two,
     whole_outcome,
 )
 from resume_kit import Stage, make_place, outcome, sections_of
@@ -121,3 +124,12 @@ def test_a_whole_run_ended_anywhere_ends_with_the_same_bytes(tmp_path):
     for number in range(7, len(names), WHOLE_RUN_AT):
         how = (KILLED, STOPPED, FULL)[number % 3]
         check_ended(settings, Operations(run, number, how), clean, log, f"{how} at {number}, {names[number - 1]}")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_one_of_which_is_killed_anywhere_in_a_save_end_with_the_same_bytes(tmp_path, parallel):
+    """Case 81, with 2 processes: the other one says so and ends with 3, and both go on to the clean run's bytes."""
+    settings = make_shared_run(tmp_path, parallel)
+    clean, points = saves_of_two(settings, tmp_path)
+    for number, name in points[:: 12 if parallel == "ddp" else 24]:
+        check_two_ended(settings, number, clean, tmp_path / "two.log", name)
