@@ -6,6 +6,7 @@ the model's forward. Ours gets the segment bounds and runs causal attention once
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -43,35 +44,45 @@ def _eager_segment(
     return functional.dropout(weights, dropout) @ value
 
 
-class _CausalInHalf(torch.autograd.Function):
-    """Causal attention in 16 bits on a CPU, with its gradients computed in float32.
+class _WideGradients(torch.autograd.Function):
+    """Attention in 16 bits on a CPU, with its gradients computed in float32.
 
     torch's kernel takes 1 to 6 times as long for the gradients in 16 bits as in float32 (2.13, AVX512-BF16): the pass
     made again in float32, forwards and backwards, takes less.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, scale: float) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value, mask)
         ctx.scale = scale
-        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return _attention(query, key, value, mask, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        states = [tensor.detach().float().requires_grad_() for tensor in ctx.saved_tensors]
+        *states, mask = ctx.saved_tensors
+        query, key, value = (tensor.detach().float().requires_grad_() for tensor in states)
         with torch.enable_grad():
-            query, key, value = states
-            output = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=ctx.scale)
-        gradients = torch.autograd.grad(output, states, gradient.float())
-        return *(found.to(gradient.dtype) for found in gradients), None
+            output = _attention(query, key, value, mask, ctx.scale)
+        gradients = torch.autograd.grad(output, (query, key, value), gradient.float())
+        return *(found.to(gradient.dtype) for found in gradients), None, None
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scale: float) -> torch.Tensor:
-    """Plain causal attention within one segment: (1, heads, tokens, size) each -> the same."""
-    if query.device.type == "cpu" and query.dtype != torch.float32 and dropout == 0:
-        return _CausalInHalf.apply(query, key, value, scale)  # type: ignore[no-any-return, no-untyped-call]
-    return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scale)
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """One segment's: (1, heads, queries, size), (1, heads, keys, size) twice -> (1, heads, queries, size).
+
+    mask: (queries, keys) bool; None: causal.
+    """
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scale
+    )
 
 
 def _segment_attention(
@@ -103,6 +114,7 @@ def _segment_attention(
     prefix: list[torch.Tensor] = [] if prefix_states is None else list(prefix_states[module.layer_idx])  # type: ignore[index]
     if groups > 1:
         key, value, *prefix = (states.repeat_interleave(groups, dim=1) for states in (key, value, *prefix))
+    is_wide = query.device.type != "cpu" or query.dtype == torch.float32
     outputs = []
     lengths = [end - start for start, end in pairwise(segment_bounds)]
     # Split, not sliced: the gradient of a slice is as long as the whole, which for many segments costs their square.
@@ -110,15 +122,15 @@ def _segment_attention(
         if prefix:
             k, v = (torch.cat([front, states], dim=2) for front, states in zip(prefix, (k, v), strict=True))
         window = sliding_window if sliding_window is not None and k.shape[2] > sliding_window else None
-        is_plain = window is None and not prefix
+        band = partial(_banded_mask, q.shape[2], k.shape[2], window, query.device)
         if eager or softcap is not None:
-            mask = _banded_mask(q.shape[2], k.shape[2], window, query.device)
-            outputs.append(_eager_segment(q, k, v, mask, scale, dropout, softcap))
-        elif is_plain:
-            outputs.append(_causal(q, k, v, dropout, scale))
+            outputs.append(_eager_segment(q, k, v, band(), scale, dropout, softcap))
+            continue
+        mask = band() if window is not None or prefix else None
+        if is_wide or dropout > 0:
+            outputs.append(_attention(q, k, v, mask, scale, dropout))
         else:
-            mask = _banded_mask(q.shape[2], k.shape[2], window, query.device)
-            outputs.append(functional.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scale))
+            outputs.append(_WideGradients.apply(q, k, v, mask, scale))  # type: ignore[no-untyped-call]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -46,6 +46,29 @@ def test_packed_rows_give_the_logits_of_single_rows(kind, name):
     assert comparing.prove_packing(make_model(kind, scale=4.0, **ARCHITECTURES[kind]), name) < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_half_precision_attention_on_a_cpu_has_float32_gradients(window):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, gradient = (
+        torch.randn((1, 2, 9, 16), generator=generator).bfloat16().requires_grad_() for _ in range(4)
+    )
+    module, bounds = torch.nn.Module(), (0, 4, 9)
+
+    def attend(*states):
+        output, _ = attention._sdpa(module, *states, None, segment_bounds=bounds, sliding_window=window)
+        return output
+
+    output = attend(query, key, value)
+    wide = [states.detach().float().requires_grad_() for states in (query, key, value)]
+    expected = attend(*wide)
+    torch.testing.assert_close(output, expected.bfloat16(), atol=1e-2, rtol=1e-2)
+    upstream = gradient.detach().transpose(1, 2)
+    output.backward(upstream)
+    expected.backward(upstream.float())
+    for states, theirs in zip((query, key, value), wide, strict=True):
+        assert torch.equal(states.grad, theirs.grad.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"), [("bloom", {}), ("falcon", {}), ("gpt_oss", {"head_dim": 16, "num_local_experts": 4})]
 )
