@@ -148,7 +148,8 @@ class TrainingSection(Settings):
     max_steps: Count | None = Field(None, validate_default=True, description="optimizer steps, instead of epochs")
     batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
     micro_batch_tokens: Literal["auto"] | Count = Field(
-        "auto", description="what fits at once; auto halves it when memory runs out; never changes the result"
+        "auto",
+        description="what fits at once; auto: 4096 (1536 on a CPU), halved when memory runs out; the result stays",
     )
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
         "adamw",
