@@ -1,8 +1,10 @@
 """The one training loop: it yields a Step after each optimizer step and knows neither methods nor files."""
 
+import ctypes
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +18,10 @@ from ftune.data import Example, Mixture
 from ftune.methods.base import trainable
 from ftune.train.gradients import Rows, gradients
 from ftune.train.job import Job, TrainingPlan, attending, begin_finding
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+GLIBC_KEEPS = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_THRESHOLD: 2**25}
+"""Bytes; each is as large as it may be."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next one: given back to the system, it comes again page by page.
+
+    glibc's mallopt(3); other C libraries have none, and keep to their ways.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in GLIBC_KEEPS.items():
+            mallopt(option, size)
+
+
 def tell_without_gradient(model: PreTrainedModel, step: int) -> None:
     """A trainable tensor that no gradient reaches stays what it was, whatever the plan says."""
     if names := [name for name, parameter in trainable(model).items() if parameter.grad is None]:
@@ -65,6 +82,8 @@ def train(job: Job, examples: Sequence[Example], plan: TrainingPlan, start: int 
     mixture = plan.mixture or Mixture.of([len(examples)], [1.0])
     per_epoch = schedule.steps_per_epoch(len(mixture), training.batch_size)
     model.train()
+    if job.engine.device.type == "cpu":
+        keep_freed_memory()
     for step in range(start + 1, plan.total_steps + 1):
         began = time.perf_counter()
         rate = schedule.learning_rate(
