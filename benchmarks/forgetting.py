@@ -21,16 +21,21 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "forgetting.json"
 RECIPES = REPOSITORY / "recipes"
 TOO_FAST = 10
 """How many times its default rate full fine-tuning gets."""
-LIMIT = 0.03
+LIMIT = 0.1
 """Of the gate that `last` fails and `best` meets."""
 STRENGTHS = "0,0.25,0.5,0.75,1"
 WATCHED = [
+    f"data.train={RECIPES / 'quickstart' / 'train.jsonl'}",
     "data.validation=0.05",
-    "training.evaluate_every=60",
+    "training.epochs=null",
+    "training.max_steps=60",
+    "training.warmup=0.5",
+    "training.evaluate_every=5",
     f"gates.max_forgetting={LIMIT}",
     "gates.min_score=null",
 ]
-"""The shipped recipe, watched on the way."""
+"""Nothing is rehearsed, so everything will be forgotten; watched from the first steps on. (With its rehearsal, the
+recipe's last step is also the one that forgets least.)"""
 
 
 def ftune(*arguments: str) -> tuple[int, dict[str, Any]]:

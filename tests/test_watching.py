@@ -27,10 +27,11 @@ def test_best_is_the_lowest_loss_and_never_what_is_no_number():
     assert choose([line(0, 1.0), line(1, None)], "loss", None) is None
 
 
-def test_best_is_the_highest_score_where_one_was_measured_and_the_earliest_of_equals():
+def test_best_is_the_highest_score_where_one_was_measured_then_the_lowest_loss_then_the_earliest():
     lines = [line(1, 0.1, 0.2), line(2, 0.9, 0.8), line(3, 0.5, 0.8), {"step": 3, "loss": 0.0}]
-    assert choose(lines, "exact_match", None).step == 2
+    assert choose(lines, "exact_match", None).step == 3
     assert choose(lines, "loss", None).step == 1
+    assert choose([line(1, None, 0.0), line(2, 0.5, 0.0), line(3, 0.5, 0.0)], "exact_match", None).step == 2
 
 
 def test_a_step_that_forgot_too_much_is_not_best_unless_all_did():

@@ -134,7 +134,8 @@ class Selection:
 
 
 def choose(lines: Iterable[Line], metric: str, limit: float | None) -> Selection | None:
-    """The evaluated step with the best score among those that forget no more than `limit`; of equals the earliest.
+    """The evaluated step with the best score among those that forget no more than `limit`; of equals the one with the
+    least validation loss, then the earliest.
 
     Where the score was not measured, the validation loss counts. Where every step forgets more, the one that forgets
     least is kept: the gate then fails, and says so. A value that is no number is never best; None without any other.
@@ -147,10 +148,15 @@ def choose(lines: Iterable[Line], metric: str, limit: float | None) -> Selection
         line, _ = min(found, key=lambda pair: pair[0]["worst_drop"])
         told = f"every evaluated step forgot more than {limit:g}; this one least, {line['worst_drop']:.3g}"
         return Selection("best", line["step"], told)
-    line, _ = max(inside, key=lambda pair: pair[1])
+    line, _ = max(inside, key=lambda pair: (pair[1], -_or_worst(pair[0]["validation_loss"])))
     bound = "" if limit is None else f" among {len(inside)} of {len(found)} that forgot no more than {limit:g}"
     name, value = _measure(line, metric)
     return Selection("best", line["step"], f"best {name}, {value:.4g}{bound}")
+
+
+def _or_worst(loss: float | None) -> float:
+    """null in metrics.jsonl is a loss that was no number."""
+    return math.inf if loss is None or not math.isfinite(loss) else loss
 
 
 def evaluations(lines: Iterable[Line]) -> list[Line]:
