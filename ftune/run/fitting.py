@@ -116,6 +116,8 @@ def fit(
                 if not is_saved:
                     save(step.step)
                 raise interrupted(stopped, step.step, total, run)
+    if engine.is_main:
+        checkpoint.prune(run.checkpoints, kept(settings, run, total))  # what the last evaluation made needless
     return leave_at_chosen(settings, run, total, state, engine)
 
 
