@@ -30,6 +30,8 @@ SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 """The exit code that each must end in, where it hits a living run."""
 AGAIN = 0.3
 """How often the resumed run is killed, too."""
+EARLIEST = 0.1
+"""Of the clean run's time: before, Python itself may not have begun, and ends as it does."""
 
 
 def write_recipe(folder: Path, steps: int) -> Path:
@@ -40,7 +42,14 @@ def write_recipe(folder: Path, steps: int) -> Path:
         "model": str(QUICKSTART / "base"),
         "method": {"name": "lora", "rank": 4},
         "data": {"train": "train.jsonl", "validation": 0.1, "test": "test.jsonl"},
-        "training": {"max_steps": steps, "batch_size": 8, "evaluate_every": 5, "checkpoint_every": 3},
+        # A signal leaves a checkpoint of its own step: of several that are kept in the end, that may be one.
+        "training": {
+            "max_steps": steps,
+            "batch_size": 8,
+            "evaluate_every": 5,
+            "checkpoint_every": 3,
+            "keep_checkpoints": 1,
+        },  # fmt: skip
         "evaluation": {"max_new_tokens": 4, "few_shot": 0, "review": 0, "probe": "probe.jsonl"},
         "output": {"save": "both"},
     }
@@ -118,7 +127,7 @@ def main() -> None:
             problems = []
             while True:
                 sent = rng.choice(list(SIGNALS))
-                hit, told = kill(recipe, run, rng.uniform(0.3, seconds), sent)
+                hit, told = kill(recipe, run, rng.uniform(EARLIEST, 1.0) * seconds, sent)
                 hits[(sent.name, hit)] += 1
                 done += 1
                 problems += [told] if told else []
