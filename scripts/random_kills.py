@@ -49,7 +49,7 @@ def write_recipe(folder: Path, steps: int) -> Path:
             "evaluate_every": 5,
             "checkpoint_every": 3,
             "keep_checkpoints": 1,
-        },  # fmt: skip
+        },
         "evaluation": {"max_new_tokens": 4, "few_shot": 0, "review": 0, "probe": "probe.jsonl"},
         "output": {"save": "both"},
     }
