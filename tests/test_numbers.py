@@ -60,6 +60,14 @@ def steps_limit(said):
     return said.rpartition("made again with ")[2].split(",")[0]
 
 
+def test_auto_begins_with_less_where_gradients_are_computed_on_a_cpu():
+    found = plan(3, micro_batch_tokens="auto")
+    on = {kind: found.for_training(torch.device(kind)).micro_batch_tokens for kind in ("cpu", "cuda")}
+    assert on == {"cpu": 1536, "cuda": 4096}
+    assert train.begin_finding(lora(), found).micro_batch_tokens == 1536
+    assert plan(3, micro_batch_tokens=4096).for_training(torch.device("cpu")).micro_batch_tokens == 4096
+
+
 def test_result_does_not_depend_on_the_size_that_was_found(rows, monkeypatch):
     """Case 52: but for the order in which floats are added."""
     found = plan(3, micro_batch_tokens="auto")

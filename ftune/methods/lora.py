@@ -56,6 +56,7 @@ class LoraLinear(AdaptedLinear):
             return h + self.update(x).to(h.dtype)
         A, B = self.lora_A.weight, self.lora_B.weight
         dropout = self.dropout.p if self.training else 0.0
+        # Without gradients nothing is saved by it, and the layer itself is called: proofs have hooks on it.
         if torch.is_grad_enabled() and type(self.base_layer) is nn.Linear:
             return low_rank.linear(x, self.base_layer.weight, self.bias, A, B, self.scale, dropout)
         return low_rank.added(self.base_layer(x), x, A, B, self.scale, dropout)

@@ -1,10 +1,10 @@
 """From the command to the end of the first optimizer step: `ftune train` and TRL's SFTTrainer on the same recipe.
 
-    python benchmarks/startup.py --runs 5
+    python benchmarks/first_step.py --runs 5
 
 The quickstart's model and 4,000 training rows, LoRA, batch 8, interleaved. ftune audits, proves its masks and its
 packing on the way, with an empty cache and with the one it left; TRL gets prompts and completions, and masks those.
-Written to benchmarks/results/startup.json.
+Written to benchmarks/results/first_step.json.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "startup.json"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "first_step.json"
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"
 SIDES = ["ftune", "ftune, cached", "trl"]
 
