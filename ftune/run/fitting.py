@@ -116,8 +116,6 @@ def fit(
                 if not is_saved:
                     save(step.step)
                 raise interrupted(stopped, step.step, total, run)
-    if engine.is_main:
-        checkpoint.prune(run.checkpoints, kept(settings, run, total))  # what the last evaluation made needless
     return leave_at_chosen(settings, run, total, state, engine)
 
 
@@ -141,6 +139,8 @@ def leave_at_chosen(
     settings: Recipe, run: RunFolder, total: int, state: Mapping[str, torch.Tensor], engine: Engine
 ) -> Selection:
     """Put the parameters of the step that is kept back, where it is not the last."""
+    if engine.is_main:
+        checkpoint.prune(run.checkpoints, kept(settings, run, total))  # what the last evaluation made needless
     selection: Selection = engine.from_main(chosen(settings, run, total) if engine.is_main else None)
     if selection.step != total:
         checkpoint.restore_tensors(checkpoint.at(run.checkpoints, selection.step), state)
