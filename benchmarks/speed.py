@@ -1,6 +1,7 @@
 """Training speed and memory beside peers: interleaved runs of the same rows, each in a process of its own.
 
     python benchmarks/speed.py                       LoRA in float32 and bfloat16, beside TRL padded and padding-free
+    python benchmarks/speed.py --cases full,probe    other cases; all of them take two hours
     python benchmarks/speed.py --cases quick         a few steps of a tiny shape, to see that it works
 
 Medians of --runs runs; the losses of every side must agree. Wants an idle machine.
@@ -18,20 +19,25 @@ from statistics import median
 from typing import Any
 
 import torch
-from workload import SHAPES, VOCABULARY
+from workload import SHAPES, SUPERVISED, VOCABULARY
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed.json"
-PEERS = ["trl, padded", "trl, padding-free"]
+TRL = ["trl, padded", "trl, padding-free"]
 SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far losses may lie apart, relative."""
 CASES: dict[str, list[dict[str, Any]]] = {
     "quick": [{"shape": "tiny", "steps": 3}],
     "lora": [{"dtype": "float32"}, {"dtype": "bfloat16"}],
-    "full": [{"method": "full", "dtype": "float32"}],
+    "full": [{"method": "full", "peers": ["trl, padded"]}],
+    "prompt": [{"method": "prompt_tuning", "peers": ["trl, padded"]}],
+    "probe": [{"method": "linear_probe", "steps": 40, "epochs": 5, "peers": ["naive loop"]}],
+    "qlora": [{"quantization": "nf4", "steps": 4}],
     "shapes": [{"shape": "gpt2"}, {"shape": "qwen2"}],
     "equal": [{"length": 180}],
+    "trainer": [{"peers": ["transformers"]}, {"grouped": True, "peers": ["transformers"]}],
 }
+"""A case's `peers` are TRL's two ways, if none are given."""
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -46,15 +52,15 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
     """A B C A B C ...: each side's medians, and how often ftune's they are."""
-    sides = ["ftune", *PEERS]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    peers = case.get("peers", TRL)
+    asked = {key: value for key, value in case.items() if key != "peers"}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ["ftune", *peers]}
     for number in range(num_runs):
-        for side in sides:
-            found = run({**case, "side": side})
-            runs[side].append(found)
-            print(f"{number + 1} {side}: {found['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+        for side, those in runs.items():
+            those.append(run({**asked, "side": side}))
+            print(f"{number + 1} {side}: {those[-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
     ours = runs["ftune"][0]
-    apart = {side: relative(runs[side][0]["losses"], ours["losses"]) for side in PEERS}
+    apart = {side: relative(runs[side][0]["losses"], ours["losses"]) for side in peers}
     limit = SAME_LOSS[ours["dtype"]]
     if too_far := {side: value for side, value in apart.items() if value > limit}:
         raise SystemExit(f"{case}: losses differ, so there is nothing to compare: {too_far}")
@@ -62,14 +68,16 @@ def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
         side: {key: median(found[key] for found in those) for key in ("tokens_per_second", "peak_bytes")}
         for side, those in runs.items()
     }
+    speed, not_asked = figures["ftune"]["tokens_per_second"], {*figures["ftune"], "side", "losses", "tokens"}
+    share = {way: speed / most for way, most in bounds(ours).items()}
     return {
-        "case": {key: ours[key] for key in ("shape", "method", "dtype", "steps", "batch_size", "length")},
+        "case": {key: value for key, value in ours.items() if key not in not_asked},
         "runs": num_runs,
         "figures": figures,
         "losses_apart": apart,
-        "speed": {s: figures["ftune"]["tokens_per_second"] / figures[s]["tokens_per_second"] for s in PEERS},
-        "memory": {s: figures[s]["peak_bytes"] / figures["ftune"]["peak_bytes"] for s in PEERS},
-        "share_of_products": figures["ftune"]["tokens_per_second"] / bound(ours),
+        "speed": {side: speed / figures[side]["tokens_per_second"] for side in peers},
+        "memory": {side: figures[side]["peak_bytes"] / figures["ftune"]["peak_bytes"] for side in peers},
+        "share": share if ours["epochs"] == 1 else None,
     }
 
 
@@ -77,22 +85,27 @@ def relative(theirs: list[float], ours: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(theirs, ours, strict=True))
 
 
-def bound(case: dict[str, Any]) -> float:
+def bounds(case: dict[str, Any]) -> dict[str, float]:
     """Tokens a second if training were nothing but its matrix products, at the rate of one such product.
 
-    4 operations a weight and token for adapters, 6 for full fine-tuning; the vocabulary's for a quarter of the tokens.
+    "weights", the usual estimate: 4 operations for each weight and token with adapters, 6 in full fine-tuning.
+    "products", what is really multiplied: no embedding, and the vocabulary for the supervised quarter of the tokens.
     """
     shape = SHAPES[case["shape"]]
     width = shape.get("hidden_size") or shape["n_embd"]
     inner = shape.get("intermediate_size") or shape["n_inner"]
-    layers = shape.get("num_hidden_layers") or shape["n_layer"]
+    layers = case["layers"] or shape.get("num_hidden_layers") or shape["n_layer"]
     heads = shape.get("num_attention_heads") or shape["n_head"]
     shared = shape.get("num_key_value_heads", heads) / heads
     matrices = 2 if case["shape"] == "gpt2" else 3
     body = layers * (width * width * (2 + 2 * shared) + matrices * width * inner)
+    vocabulary = width * shape.get("vocab_size", VOCABULARY)
+    rate = product_rate(getattr(torch, case["dtype"]), width, inner)
     passes = 6 if case["method"] == "full" else 4
-    operations = passes * (body + width * shape.get("vocab_size", VOCABULARY) / 4)
-    return product_rate(getattr(torch, case["dtype"]), width, inner) / operations
+    return {
+        "weights": rate / (passes * (body + vocabulary)),
+        "products": rate / (passes * (body + vocabulary / SUPERVISED)),
+    }
 
 
 def product_rate(dtype: torch.dtype, width: int, inner: int, tokens: int = 1440) -> float:
@@ -122,22 +135,30 @@ def versions() -> dict[str, str]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
+    """A row for each pair of sides."""
     lines = [
-        "| case | ftune tokens/s | of its matrix products | to TRL padded | to TRL padding-free "
-        "| memory of TRL padded to ours | of padding-free |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| case | peer | ftune tokens/s | the peer's | ratio | ftune MB | the peer's | ratio | of its products (4N) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for found in results:
-        case, ours = found["case"], found["figures"]["ftune"]
-        name = ", ".join(str(case[key]) for key in ("shape", "method", "dtype"))
-        name += f", {case['length']} tokens each" if case["length"] else ""
-        lines.append(
-            f"| {name} | {ours['tokens_per_second']:,.0f} | {found['share_of_products']:.0%} "
-            + "".join(f"| {found['speed'][side]:.2f}x " for side in PEERS)
-            + "".join(f"| {found['memory'][side]:.2f}x " for side in PEERS)
-            + "|"
-        )
+        ours = found["figures"]["ftune"]
+        share = f"{found['share']['products']:.0%} ({found['share']['weights']:.0%})" if found["share"] else ""
+        for peer, ratio in found["speed"].items():
+            theirs = found["figures"][peer]
+            lines.append(
+                f"| {name_of(found['case'])} | {peer} | {ours['tokens_per_second']:,.0f} "
+                f"| {theirs['tokens_per_second']:,.0f} | **{ratio:.2f}** | {ours['peak_bytes'] / 1e6:,.0f} "
+                f"| {theirs['peak_bytes'] / 1e6:,.0f} | **{found['memory'][peer]:.2f}** | {share} |"
+            )
     return "\n".join(lines)
+
+
+def name_of(case: dict[str, Any]) -> str:
+    name = ", ".join(str(case[key]) for key in ("shape", "method", "dtype"))
+    name += f", {case['quantization']}" if case["quantization"] != "none" else ""
+    name += f", {case['epochs']} epochs" if case["epochs"] > 1 else ""
+    name += f", {case['length']} tokens each" if case["length"] else ""
+    return name + (", grouped by length" if case["grouped"] else "")
 
 
 def main() -> None:
@@ -150,7 +171,8 @@ def main() -> None:
     for name in options.cases.split(","):
         for case in CASES[name]:
             found = compare(case, options.runs)
-            known["results"] = [r for r in known["results"] if r["case"] != found["case"]] + [found]
+            same = [found["case"], list(found["speed"])]
+            known["results"] = [r for r in known["results"] if [r["case"], list(r["speed"])] != same] + [found]
             known["versions"] = versions()
             options.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(table(known["results"]))

@@ -1,4 +1,4 @@
-"""What peers are compared on: shapes with random weights, rows of realistic lengths, and how LoRA starts.
+"""What peers are compared on: shapes with random weights, rows of realistic lengths, and how adapters start.
 
 Rows are token ids: log-normal lengths of median 142 and mean 180, at most 998; the last quarter of each is supervised.
 """
@@ -15,6 +15,8 @@ MEDIAN, MEAN, LONGEST, SHORTEST = 142, 180, 998, 16
 SUPERVISED = 4
 """One token in so many."""
 RANK, ALPHA = 16, 32.0
+VIRTUAL_TOKENS = 20
+CLASSES = 7
 LEARNING_RATE = 1e-3
 VOCABULARY = 32000
 SHAPES: dict[str, dict[str, Any]] = {
@@ -45,10 +47,12 @@ class Row:
     """As long; -100 where nothing is supervised."""
 
 
-def model_of(shape: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The shape with random weights, the same for the same shape."""
+def model_of(shape: str, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
+    """The shape with random weights, the same for the same shape; layers: None for the shape's own."""
     torch.manual_seed(0)
     settings = {"vocab_size": VOCABULARY, "max_position_embeddings": 1024, **SHAPES[shape]}
+    if layers is not None:
+        settings["n_layer" if shape == "gpt2" else "num_hidden_layers"] = layers
     config = AutoConfig.for_model(**settings, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
     model.config.use_cache = False
@@ -56,7 +60,7 @@ def model_of(shape: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def rows_of(count: int, vocabulary: int, length: int | None = None) -> list[Row]:
-    """length: the same for all rows, instead of realistic ones."""
+    """length: of all rows, instead of realistic ones."""
     rng = random.Random(0)
     spread = math.sqrt(2 * math.log(MEAN / MEDIAN))
     rows = []
@@ -70,10 +74,11 @@ def rows_of(count: int, vocabulary: int, length: int | None = None) -> list[Row]
 
 
 @torch.no_grad()
-def start_lora(model: torch.nn.Module) -> None:
-    """Give every A matrix the same random values, whatever its parameter is called; B starts at zero."""
-    matrices = [(name, p) for name, p in model.named_parameters() if p.requires_grad and "lora_A" in name]
-    for _, parameter in sorted(matrices, key=lambda pair: pair[0].replace(".default", "")):
+def start(model: torch.nn.Module) -> None:
+    """Give LoRA's A matrices and prompts the same random values, whatever their parameters are called; B stays zero."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    drawn = [(name, p) for name, p in named if "lora_A" in name or "prompt" in name]
+    for _, parameter in sorted(drawn, key=lambda pair: pair[0].replace(".default", "")):
         generator = torch.Generator().manual_seed(parameter.numel())
         values = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1])
         parameter.copy_(values)

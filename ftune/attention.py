@@ -4,6 +4,7 @@ transformers lets a model's attention be replaced by a registered function, and 
 the model's forward. Ours gets the segment bounds and runs causal attention once per segment: no sample sees another.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -44,45 +45,62 @@ def _eager_segment(
     return functional.dropout(weights, dropout) @ value
 
 
-class _WideGradients(torch.autograd.Function):
-    """Attention in 16 bits on a CPU, with its gradients computed in float32.
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_GRADIENTS = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+"""What `scaled_dot_product_attention` calls on a CPU."""
 
-    torch's kernel takes 1 to 6 times as long for the gradients in 16 bits as in float32 (2.13, AVX512-BF16): the pass
-    made again in float32, forwards and backwards, takes less.
+
+class _OnCpu(torch.autograd.Function):
+    """Attention of all segments on a CPU: what is kept besides the inputs is the output itself, not its parts.
+
+    query, key, value: (1, heads, tokens, size) -> (1, tokens, heads, size). The gradients are computed in float32:
+    torch's kernel takes 1 to 6 times as long for them in 16 bits (2.13, AVX512-BF16).
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.scale = scale
-        return _attention(query, key, value, mask, scale)
+    def forward(ctx: Any, query: Any, key: Any, value: Any, lengths: Any, window: Any, scale: float) -> torch.Tensor:
+        output: torch.Tensor = query.new_empty(query.transpose(1, 2).shape)
+        log_sums = []
+        for q, k, v, out in _segments(lengths, query, key, value, output.transpose(1, 2)):
+            mask = _added_mask(q, window)
+            found, log_sum = FLASH(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+            out.copy_(found)
+            log_sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, output, *log_sums)
+        ctx.lengths, ctx.window, ctx.scale = lengths, window, scale
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        *states, mask = ctx.saved_tensors
-        query, key, value = (tensor.detach().float().requires_grad_() for tensor in states)
-        with torch.enable_grad():
-            output = _attention(query, key, value, mask, ctx.scale)
-        gradients = torch.autograd.grad(output, (query, key, value), gradient.float())
-        return *(found.to(gradient.dtype) for found in gradients), None, None
+        query, key, value, output, *log_sums = ctx.saved_tensors
+        states = (query, key, value)
+        gradients = [torch.empty_like(tensor) for tensor in states]
+        given = (gradient.transpose(1, 2), *states, output.transpose(1, 2), *gradients)
+        for segment, log_sum in zip(_segments(ctx.lengths, *given), log_sums, strict=True):
+            mask = _added_mask(segment[1], ctx.window)
+            wide = (tensor.float() for tensor in segment[:5])
+            found = FLASH_GRADIENTS(*wide, log_sum, 0.0, mask is None, attn_mask=mask, scale=ctx.scale)
+            for place, values in zip(segment[5:], found, strict=True):
+                place.copy_(values)
+        return *gradients, None, None, None
 
 
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """One segment's: (1, heads, queries, size), (1, heads, keys, size) twice -> (1, heads, queries, size).
+def _segments(lengths: list[int], *states: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The part of each that belongs to the same segment; states: (1, heads, tokens, size).
 
-    mask: (queries, keys) bool; None: causal.
+    Split, not sliced: the gradient of a slice is as long as the whole, which for many segments costs their square.
     """
-    return functional.scaled_dot_product_attention(
-        query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scale
-    )
+    return zip(*(torch.split(tensor, lengths, dim=2) for tensor in states), strict=True)
+
+
+def _added_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """(tokens, tokens) float32, added to the scores of a segment that is longer than the window; None: causal."""
+    tokens = query.shape[2]
+    if window is None or tokens <= window:
+        return None
+    seen = _banded_mask(tokens, tokens, window, query.device)
+    return torch.zeros(seen.shape, device=query.device).masked_fill_(~seen, -math.inf)
 
 
 def _segment_attention(
@@ -114,23 +132,23 @@ def _segment_attention(
     prefix: list[torch.Tensor] = [] if prefix_states is None else list(prefix_states[module.layer_idx])  # type: ignore[index]
     if groups > 1:
         key, value, *prefix = (states.repeat_interleave(groups, dim=1) for states in (key, value, *prefix))
-    is_wide = query.device.type != "cpu" or query.dtype == torch.float32
-    outputs = []
     lengths = [end - start for start, end in pairwise(segment_bounds)]
-    # Split, not sliced: the gradient of a slice is as long as the whole, which for many segments costs their square.
-    for q, k, v in zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True):
+    is_plain = not (eager or prefix or softcap is not None or dropout > 0)
+    if is_plain and query.device.type == "cpu" and key.shape == value.shape:
+        output: torch.Tensor = _OnCpu.apply(query, key, value, lengths, sliding_window, scale)  # type: ignore[no-untyped-call]
+        return output, None
+    outputs = []
+    for q, k, v in _segments(lengths, query, key, value):
         if prefix:
             k, v = (torch.cat([front, states], dim=2) for front, states in zip(prefix, (k, v), strict=True))
         window = sliding_window if sliding_window is not None and k.shape[2] > sliding_window else None
         band = partial(_banded_mask, q.shape[2], k.shape[2], window, query.device)
         if eager or softcap is not None:
             outputs.append(_eager_segment(q, k, v, band(), scale, dropout, softcap))
-            continue
-        mask = band() if window is not None or prefix else None
-        if is_wide or dropout > 0:
-            outputs.append(_attention(q, k, v, mask, scale, dropout))
         else:
-            outputs.append(_WideGradients.apply(q, k, v, mask, scale))  # type: ignore[no-untyped-call]
+            mask = band() if window is not None or prefix else None
+            causal = mask is None
+            outputs.append(functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

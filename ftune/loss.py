@@ -1,15 +1,27 @@
 """Vocabulary projection and cross-entropy at supervised positions only, in chunks: full logits are never held."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once; 2**24 are 64 MiB in float32."""
+CHUNK_ELEMENTS = 2**22
+"""Logits held at once; 2**22 are 16 MiB in float32."""
+CHUNK_ELEMENTS_OF_TRAINED_HEAD = 2**24
+"""More, because beyond it they have to be made again for the gradient of the head."""
+FEWEST_ROWS = 128
+"""Rows of logits held at once at least, however large the vocabulary: fewer would not keep a matrix product busy."""
+
+
+def rows_at_once(vocab_size: int, is_head_trained: bool) -> int:
+    """How many positions are projected to the vocabulary together."""
+    elements = CHUNK_ELEMENTS_OF_TRAINED_HEAD if is_head_trained else CHUNK_ELEMENTS
+    return max(FEWEST_ROWS, elements // vocab_size)
 
 
 def predicting_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,14 +38,55 @@ def _chunk_loss(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torc
     return functional.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
+class _Frozen(torch.autograd.Function):
+    """The losses under a head that is not trained.
+
+    A state's gradient is that of its own loss alone, dz = softmax(z) - onehot(target) for the logits z: computed with
+    the loss, chunk by chunk, it only waits for its factor. So no chunk is made twice, and none waits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor, rows: int) -> torch.Tensor:
+        losses, gradients = list[torch.Tensor](), list[torch.Tensor]()
+        for chunk, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
+            with torch.enable_grad():
+                states = chunk.detach().requires_grad_()
+                logits = head(states)
+            found, dz = _losses_and_gradients(logits.detach().float(), wanted)
+            gradients += torch.autograd.grad(logits, states, dz.to(logits.dtype))
+            losses.append(found)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factors: torch.Tensor) -> Any:
+        [gradients] = ctx.saved_tensors
+        return (gradients * factors[:, None]).to(gradients.dtype), None, None, None
+
+
+def _losses_and_gradients(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy (n,) and its gradient (n, vocabulary), in the memory of the logits, which are float32."""
+    logits -= logits.amax(1, keepdim=True)
+    of_targets = logits.gather(1, targets[:, None])
+    sums = logits.exp_().sum(1, keepdim=True)
+    logits /= sums
+    logits.scatter_add_(1, targets[:, None], logits.new_full((len(targets), 1), -1.0))
+    return (sums.log() - of_targets).squeeze(1), logits
+
+
 def token_losses(
-    head: Head, hidden: torch.Tensor, targets: torch.Tensor, vocab_size: int, chunk_elements: int = CHUNK_ELEMENTS
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, vocab_size: int, rows: int | None = None
 ) -> torch.Tensor:
     """Cross-entropy of each target in nats, float32: hidden (n, width), targets (n,) -> (n,).
 
-    More logits than `chunk_elements` are made, used and forgotten chunk by chunk, and made again for the gradient.
+    The logits of `rows` positions at a time (None: of as many as `rows_at_once` says) are made, used and forgotten.
     """
-    rows = max(1, chunk_elements // vocab_size)
+    is_trained = torch.is_grad_enabled() and head(hidden[:0].detach()).requires_grad
+    rows = rows or rows_at_once(vocab_size, is_trained)
+    if torch.is_grad_enabled() and hidden.requires_grad and not is_trained:
+        losses: torch.Tensor = _Frozen.apply(hidden, head, targets, rows)  # type: ignore[no-untyped-call]
+        return losses
     if len(targets) <= rows:
         return _chunk_loss(head, hidden, targets)
     chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)

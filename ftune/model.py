@@ -127,8 +127,8 @@ def load_tokenizer(settings: ModelSection) -> PreTrainedTokenizerBase:
 def resolve_dtype(requested: str, device: torch.device, trains_base: bool, stored: torch.dtype) -> torch.dtype:
     """The dtype the base is held in.
 
-    `auto` is the stored one, except where that would harm: float32 for weights that are trained, and on CPUs, where
-    half precision is slow. float16 on a CPU is refused.
+    `auto` is the stored one, except where that would harm: float32 for weights that are trained, and on a CPU, unless
+    they are stored in bfloat16 and it multiplies that fast. float16 on a CPU is refused.
     """
     if requested == "float16" and device.type == "cpu":
         raise UserError("float16 cannot be trained on a CPU", "model.dtype", "use float32 or bfloat16")
@@ -137,7 +137,18 @@ def resolve_dtype(requested: str, device: torch.device, trains_base: bool, store
         raise UserError(what, "model.dtype", "use float32 or bfloat16, or a method that leaves the base as it is")
     if requested != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[requested]
-    return torch.float32 if trains_base or device.type == "cpu" else stored
+    if device.type == "cpu" and not (stored == torch.bfloat16 and multiplies_bfloat16()):
+        return torch.float32
+    return torch.float32 if trains_base else stored
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it. Without them bfloat16 is slower than float32.
+
+    What torch cannot tell is taken for no.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def stored_dtype(config: Any) -> torch.dtype:

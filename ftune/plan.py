@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ftune import classifier, quantized, schedule
 from ftune.batches import MicroBatch
 from ftune.classifier import Classes
-from ftune.loss import CHUNK_ELEMENTS
+from ftune.loss import rows_at_once
 from ftune.methods import METHODS
 from ftune.methods.base import attached, decoder_layers, layer_of, trainable
 from ftune.methods.head import method_of
@@ -139,6 +139,11 @@ def _activations(model: PreTrainedModel, plan: TrainingPlan, is_checkpointed: bo
     return int(kept // config.num_hidden_layers + inputs * config.num_hidden_layers)
 
 
+def _trains_head(model: PreTrainedModel) -> bool:
+    head = model.score if is_classifier(model) else model.get_output_embeddings()
+    return any(parameter.requires_grad for parameter in head.parameters())
+
+
 def optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
     """AdamW's two moments: in float32, or in 8 bits with two float32 constants for each 256."""
     if name == "sgd":
@@ -184,7 +189,7 @@ def make_plan(
     gradients = _bytes(trained)
     state = optimizer_bytes(recipe.training.optimizer, trained)
     vocabulary = model.config.num_labels if is_classifier(model) else model.get_input_embeddings().weight.shape[0]
-    loss = 3 * 4 * min(CHUNK_ELEMENTS, run.micro_batch_tokens * vocabulary)
+    loss = 3 * 4 * vocabulary * min(run.micro_batch_tokens, rows_at_once(vocabulary, _trains_head(model)))
     memory = Memory(
         weights=weights,
         adapter=adapter,

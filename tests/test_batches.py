@@ -47,7 +47,10 @@ def test_packed_rows_give_the_logits_of_single_rows(kind, name):
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_half_precision_attention_on_a_cpu_has_float32_gradients(window):
+def test_half_precision_attention_on_a_cpu_has_float32_gradients(window, monkeypatch):
+    dtypes, kernel = set(), attention.FLASH_GRADIENTS
+    watched = lambda *states, **kwargs: (dtypes.update(t.dtype for t in states[:5]), kernel(*states, **kwargs))[1]  # noqa: E731
+    monkeypatch.setattr(attention, "FLASH_GRADIENTS", watched)
     generator = torch.Generator().manual_seed(0)
     query, key, value, gradient = (
         torch.randn((1, 2, 9, 16), generator=generator).bfloat16().requires_grad_() for _ in range(4)
@@ -66,7 +69,22 @@ def test_half_precision_attention_on_a_cpu_has_float32_gradients(window):
     output.backward(upstream)
     expected.backward(upstream.float())
     for states, theirs in zip((query, key, value), wide, strict=True):
-        assert torch.equal(states.grad, theirs.grad.bfloat16())
+        assert (states.grad.float() - theirs.grad).norm() < 5e-3 * theirs.grad.norm()
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_on_a_cpu_has_the_gradients_of_its_definition(window):
+    """All segments are one function there; one of them is as long as the window, one a single token."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn((1, 4, 13, 8), generator=generator).requires_grad_() for _ in range(3)]
+    upstream = torch.randn((1, 13, 4, 8), generator=generator)
+
+    def gradients(attend):
+        output, _ = attend(torch.nn.Module(), *states, None, segment_bounds=(0, 4, 7, 8, 13), sliding_window=window)
+        return output, *torch.autograd.grad(output, states, upstream)
+
+    torch.testing.assert_close(gradients(attention._sdpa), gradients(attention._eager), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

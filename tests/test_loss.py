@@ -49,24 +49,30 @@ def test_loss_is_hand_written_shifted_cross_entropy(kind):
     torch.testing.assert_close(ours, sum(by_hand), atol=1e-4, rtol=1e-5)
 
 
-def test_chunks_change_neither_loss_nor_gradient():
-    model = make_model()
-    hidden, targets = torch.randn(37, 64, requires_grad=True), torch.randint(102, (37,))
+@pytest.mark.parametrize("is_trained", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_change_neither_loss_nor_gradient(kind, is_trained):
+    """Nor does it matter whether the head is trained; the losses have weights, as in preference objectives."""
+    model = make_model(kind, **KINDS[kind]).requires_grad_(is_trained)
+    hidden, targets, factors = torch.randn(37, 64, requires_grad=True), torch.randint(102, (37,)), torch.randn(37)
+    wanted = [hidden, *([model.get_output_embeddings().weight] if is_trained else [])]
 
-    def measure(chunk):
-        losses = loss.token_losses(head(model), hidden, targets, 102, chunk)
-        return losses, torch.autograd.grad(losses.sum(), [hidden, model.lm_head.weight])
+    def measure(rows):
+        losses = loss.token_losses(head(model), hidden, targets, 102, rows)
+        return losses, torch.autograd.grad(losses @ factors, wanted)
 
-    whole, gradients = measure(2**24)
-    for chunk in (1, 102 * 5, 102 * 36):
-        parts, of_parts = measure(chunk)
+    whole = functional.cross_entropy(head(model)(hidden).float(), targets, reduction="none")
+    gradients = torch.autograd.grad(whole @ factors, wanted)
+    for rows in (1, 5, 36, None):
+        parts, of_parts = measure(rows)
         torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
         torch.testing.assert_close(of_parts, gradients, atol=1e-4, rtol=1e-5)
 
 
-def test_logits_are_never_held_whole():
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_logits_are_never_held_whole(is_trained):
     """The largest tensor that the loss makes has a chunk's rows, in the forward and in the backward pass."""
-    model, largest = make_model(), 0
+    model, largest = make_model().requires_grad_(is_trained), 0
 
     def watched(hidden):
         nonlocal largest
@@ -74,8 +80,34 @@ def test_logits_are_never_held_whole():
         return head(model)(hidden)
 
     hidden = torch.randn(50, 64, requires_grad=True)
-    loss.token_losses(watched, hidden, torch.zeros(50, dtype=torch.long), 102, 102 * 8).sum().backward()
+    loss.token_losses(watched, hidden, torch.zeros(50, dtype=torch.long), 102, 8).sum().backward()
     assert largest == 8
+
+
+def test_a_frozen_heads_logits_are_made_once():
+    """What waits for the backward pass is as large as the states; a head that is trained makes its chunks again."""
+    model, made = make_model(), 0
+    hidden = torch.randn(50, 64, requires_grad=True)
+
+    def counted(states):
+        nonlocal made
+        made += len(states)
+        return head(model)(states)
+
+    for is_trained, times in ((False, 1), (True, 2)):
+        model.requires_grad_(is_trained)
+        made = 0
+        losses = loss.token_losses(counted, hidden, torch.zeros(50, dtype=torch.long), 102, 8)
+        if not is_trained:
+            assert [kept.shape for kept in losses.grad_fn.saved_tensors] == [hidden.shape]
+        losses.sum().backward()
+        assert made == 50 * times
+
+
+def test_rows_at_once_hold_a_bounded_number_of_logits():
+    assert loss.rows_at_once(32_000, False) * 32_000 <= 2**22
+    assert loss.rows_at_once(32_000, True) * 32_000 <= 2**24
+    assert loss.rows_at_once(152_000, False) == 128
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ def steps_limit(said):
 def test_auto_begins_with_less_where_gradients_are_computed_on_a_cpu():
     found = plan(3, micro_batch_tokens="auto")
     on = {kind: found.for_training(torch.device(kind)).micro_batch_tokens for kind in ("cpu", "cuda")}
-    assert on == {"cpu": 1536, "cuda": 4096}
-    assert train.begin_finding(lora(), found).micro_batch_tokens == 1536
+    assert on == {"cpu": 1408, "cuda": 4096}
+    assert train.begin_finding(lora(), found).micro_batch_tokens == 1408
     assert plan(3, micro_batch_tokens=4096).for_training(torch.device("cpu")).micro_batch_tokens == 4096
 
 
@@ -204,6 +204,19 @@ def test_float16_weights_are_not_trained(workspace):
         resolve_dtype("float16", torch.device("cuda"), True, torch.float16)
     assert resolve_dtype("float16", torch.device("cuda"), False, torch.float16) == torch.float16
     assert resolve_dtype("auto", torch.device("cuda"), True, torch.float16) == torch.float32
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", None])
+def test_a_cpu_holds_a_base_in_bfloat16_where_it_is_stored_so_and_multiplied_fast(monkeypatch, instructions):
+    from ftune.model import resolve_dtype
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True, "avx2": True})
+    cpu = torch.device("cpu")
+    fast = torch.float32 if instructions is None else torch.bfloat16
+    assert resolve_dtype("auto", cpu, False, torch.bfloat16) == fast
+    for trains_base, stored in ((True, torch.bfloat16), (False, torch.float16), (False, torch.float32)):
+        assert resolve_dtype("auto", cpu, trains_base, stored) == torch.float32
+    assert resolve_dtype("bfloat16", cpu, False, torch.float32) == torch.bfloat16
 
 
 def test_bfloat16_weights_are_trained_with_a_warning(workspace, capsys):

@@ -31,8 +31,8 @@ from ftune.errors import Problem, UserError
 from ftune.quantities import format_count
 
 CHUNK_ROWS = 500
-FEW_CHUNKS = 8
-"""So many chunks are prepared in this process and kept in memory; to start others for them would take longer."""
+FEW_CHUNKS = 2
+"""So many chunks are prepared in this process and kept in memory; to start others for them would take as long."""
 ROWS, FACTS = "rows.arrow", "facts.json"
 CODE = Path(__file__).parents[1]
 

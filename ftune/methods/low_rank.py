@@ -50,7 +50,7 @@ def _dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torc
 def _gradients(dy: torch.Tensor, x: torch.Tensor, z: torch.Tensor, B: torch.Tensor, scale: float) -> Any:
     """dz = s B^T dy, (n, r), and the gradients of A and B, float32; x: (n, in) with some dropped, z = s A x: (n, r)."""
     dz = (dy @ B.to(dy.dtype)).mul_(scale)
-    return dz, (dz.T @ x).to(B.dtype), (dy.T @ z).to(B.dtype)
+    return dz, (dz.T @ x).to(B.dtype), (z.T @ dy).T.to(B.dtype)
 
 
 class _Linear(torch.autograd.Function):

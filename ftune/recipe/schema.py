@@ -51,7 +51,9 @@ class ModelSection(Settings):
     base: HubName = Field(description="model folder or hub id")
     revision: str | None = Field(None, description="hub revision; its commit hash is recorded")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="how the base is held in memory; float16 on a GPU, with its loss scaled"
+        "auto",
+        description="how the base is held in memory: as it is stored where the machine is fast at that, float32 on "
+        "other CPUs and for weights that are trained; float16 on a GPU, with its loss scaled",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
         "none", description="a smaller base that stays frozen; nf4 unless told otherwise with qlora"
@@ -149,7 +151,7 @@ class TrainingSection(Settings):
     batch_size: Count = Field(16, description="examples per optimizer step, over all devices")
     micro_batch_tokens: Literal["auto"] | Count = Field(
         "auto",
-        description="what fits at once; auto: 4096 (1536 on a CPU), halved when memory runs out; the result stays",
+        description="what fits at once; auto: 4096 (1408 on a CPU), halved when memory runs out; the result stays",
     )
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] = Field(
         "adamw",

@@ -17,7 +17,7 @@ from ftune.recipe import TrainingSection
 
 MICRO_BATCH_TOKENS = 4096
 """What `micro_batch_tokens: auto` holds at once, unless the machine has no room for it."""
-MICRO_BATCH_TOKENS_ON_CPU = 1536
+MICRO_BATCH_TOKENS_ON_CPU = 1408
 """The same with gradients on a CPU, which more tokens at once hardly make faster."""
 
 
