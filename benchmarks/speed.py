@@ -27,7 +27,7 @@ TRL = ["trl, padded", "trl, padding-free"]
 SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far losses may lie apart, relative."""
 CASES: dict[str, list[dict[str, Any]]] = {
-    "quick": [{"shape": "tiny", "steps": 3}],
+    "quick": [{"shape": "tiny", "steps": 3, "peers": ["trl, padding-free"]}],
     "lora": [{"dtype": "float32"}, {"dtype": "bfloat16"}],
     "full": [{"method": "full", "peers": ["trl, padded"]}],
     "prompt": [{"method": "prompt_tuning", "peers": ["trl, padded"]}],
@@ -55,7 +55,9 @@ def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
     peers = case.get("peers", TRL)
     asked = {key: value for key, value in case.items() if key != "peers"}
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ["ftune", *peers]}
+    rates = []
     for number in range(num_runs):
+        rates.append(product_rate(shape_sizes(asked), asked.get("dtype", "float32")))
         for side, those in runs.items():
             those.append(run({**asked, "side": side}))
             print(f"{number + 1} {side}: {those[-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
@@ -69,7 +71,7 @@ def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
         for side, those in runs.items()
     }
     speed, not_asked = figures["ftune"]["tokens_per_second"], {*figures["ftune"], "side", "losses", "tokens"}
-    share = {way: speed / most for way, most in bounds(ours).items()}
+    share = {way: speed / (median(rates) / operations) for way, operations in operations_of(ours).items()}
     return {
         "case": {key: value for key, value in ours.items() if key not in not_asked},
         "runs": num_runs,
@@ -85,33 +87,35 @@ def relative(theirs: list[float], ours: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(theirs, ours, strict=True))
 
 
-def bounds(case: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second if training were nothing but its matrix products, at the rate of one such product.
+def operations_of(case: dict[str, Any]) -> dict[str, float]:
+    """What a token costs at least in matrix products, in operations.
 
-    "weights", the usual estimate: 4 operations for each weight and token with adapters, 6 in full fine-tuning.
+    "weights", the usual estimate: 4 for each weight with adapters, 6 in full fine-tuning.
     "products", what is really multiplied: no embedding, and the vocabulary for the supervised quarter of the tokens.
     """
     shape = SHAPES[case["shape"]]
-    width = shape.get("hidden_size") or shape["n_embd"]
-    inner = shape.get("intermediate_size") or shape["n_inner"]
+    width, inner = shape_sizes(case)
     layers = case["layers"] or shape.get("num_hidden_layers") or shape["n_layer"]
     heads = shape.get("num_attention_heads") or shape["n_head"]
     shared = shape.get("num_key_value_heads", heads) / heads
     matrices = 2 if case["shape"] == "gpt2" else 3
     body = layers * (width * width * (2 + 2 * shared) + matrices * width * inner)
     vocabulary = width * shape.get("vocab_size", VOCABULARY)
-    rate = product_rate(getattr(torch, case["dtype"]), width, inner)
     passes = 6 if case["method"] == "full" else 4
-    return {
-        "weights": rate / (passes * (body + vocabulary)),
-        "products": rate / (passes * (body + vocabulary / SUPERVISED)),
-    }
+    return {"weights": passes * (body + vocabulary), "products": passes * (body + vocabulary / SUPERVISED)}
 
 
-def product_rate(dtype: torch.dtype, width: int, inner: int, tokens: int = 1440) -> float:
-    """Operations a second of one matrix product of this size."""
+def shape_sizes(case: dict[str, Any]) -> tuple[int, int]:
+    """The width of the states, and that inside the MLP."""
+    shape = SHAPES[case.get("shape", "llama")]
+    return shape.get("hidden_size") or shape["n_embd"], shape.get("intermediate_size") or shape["n_inner"]
+
+
+def product_rate(sizes: tuple[int, int], dtype: str, tokens: int = 1440) -> float:
+    """Operations a second of one matrix product of this size, the median of 50."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    a, b = torch.randn(tokens, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
+    width, inner = sizes
+    a, b = (torch.randn(size, width, dtype=getattr(torch, dtype)) for size in (tokens, inner))
     seconds = []
     for _ in range(50):
         began = time.perf_counter()

@@ -61,7 +61,7 @@ def make_optimizer(model: PreTrainedModel, training: TrainingSection) -> torch.o
     if name == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate)
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
     import bitsandbytes
 
     made: torch.optim.Optimizer = getattr(bitsandbytes.optim, BITSANDBYTES[name])(groups, lr=training.learning_rate)
