@@ -19,7 +19,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "growth.json"
 PICTURE = REPOSITORY / "docs" / "images" / "growth.svg"
 LENGTH, BATCH, STEPS = 180, 8, 5
 AXES: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "rows": [(steps * BATCH, {"steps": steps + 1}) for steps in (4, 8, 16, 32)],
+    "rows": [(steps * BATCH, {"steps": steps + 1}) for steps in (4, 8, 16)],
     # As many tokens in a step, whatever the length of its rows.
     "tokens a row": [(length, {"length": length, "batch_size": 1440 // length}) for length in (90, 180, 360, 720)],
     "rank": [(rank, {"rank": rank}) for rank in (4, 16, 64, 256)],
@@ -60,21 +60,19 @@ def draw(axes: dict[str, list[dict[str, Any]]]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "growth"
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(2, len(axes), figsize=(3 * len(axes), 5), sharey="row", layout="constrained")
-    for column, (axis, points) in enumerate(axes.items()):
+    size = (3 * len(axes), 5)
+    figure, places = pyplot.subplots(2, len(axes), figsize=size, squeeze=False, layout="constrained")
+    for (time_of, memory_of), (axis, points) in zip(places.T, axes.items(), strict=True):
         values = [point["value"] for point in points]
         per_step = [1440 * point["seconds"] / point["tokens"] for point in points]
         times = [point["seconds"] for point in points] if axis == "rows" else per_step
-        for place, those in zip(
-            places[:, column], (times, [point["peak_bytes"] / 1e9 for point in points]), strict=True
-        ):
-            place.plot(values, those, marker="o", color="#2a6f97")
-            place.set_xlim(0, max(values) * 1.05)
-            place.set_ylim(bottom=0)
+        time_of.plot(values, times, marker="o", color="#2a6f97")
+        memory_of.plot(values, [point["peak_bytes"] / 1e9 for point in points], marker="o", color="#a4508b")
+        time_of.set(title=axis, ylabel="seconds" if axis == "rows" else "seconds for 1,440 tokens")
+        memory_of.set(xlabel=axis, ylabel="peak memory, GB")
+        for place in (time_of, memory_of):
+            place.set(xlim=(0, max(values) * 1.05), ylim=(0, place.get_ylim()[1] * 1.1))
             place.grid(alpha=0.3)
-        places[0, column].set_title(axis)
-    for row, title in enumerate(("seconds", "peak memory, GB")):
-        places[row, 0].set_ylabel(title)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, metadata={"Date": None})
 

@@ -35,6 +35,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "qlora": [{"quantization": "nf4", "steps": 4}],
     "shapes": [{"shape": "gpt2"}, {"shape": "qwen2"}],
     "equal": [{"length": 180}],
+    "alone": [{"dtype": "float32", "peers": []}, {"dtype": "bfloat16", "peers": []}],
     "trainer": [{"peers": ["transformers"]}, {"grouped": True, "peers": ["transformers"]}],
 }
 """A case's `peers` are TRL's two ways, if none are given."""
@@ -147,6 +148,11 @@ def table(results: list[dict[str, Any]]) -> str:
     for found in results:
         ours = found["figures"]["ftune"]
         share = f"{found['share']['products']:.0%} ({found['share']['weights']:.0%})" if found["share"] else ""
+        if not found["speed"]:
+            peak = f"{ours['peak_bytes'] / 1e6:,.0f}"
+            lines.append(
+                f"| {name_of(found['case'])} | | {ours['tokens_per_second']:,.0f} | | | {peak} | | | {share} |"
+            )
         for peer, ratio in found["speed"].items():
             theirs = found["figures"][peer]
             lines.append(

@@ -24,7 +24,7 @@ from ftune.errors import UserError
 from ftune.model import hidden_states, versions
 from ftune.objectives.base import Objective
 from ftune.quantities import format_count, format_duration
-from ftune.train import TrainingPlan, attending
+from ftune.train import TrainingPlan, attending, keep_freed_memory
 
 VALUES = "values.bin"
 """The states, row after row, as the machine holds them."""
@@ -113,6 +113,8 @@ def _compute(values: torch.Tensor, source: Source, examples: Sequence[Example], 
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
+    if device.type == "cpu":
+        keep_freed_memory()
     groups = batches.split([len(example.tokens) for example in examples], plan.micro_batch_tokens, plan.packing)
     with (
         attending(model, plan.packing, plan.attention),

@@ -14,6 +14,8 @@ CHUNK_ELEMENTS = 2**22
 """Logits held at once; 2**22 are 16 MiB in float32."""
 CHUNK_ELEMENTS_OF_TRAINED_HEAD = 2**24
 """More, because beyond it they have to be made again for the gradient of the head."""
+FLOAT16_SCALE = 2.0**10
+"""What gradients are multiplied by while they wait in float16, which knows nothing between 0 and 6e-8."""
 FEWEST_ROWS = 128
 """Rows of logits held at once at least, however large the vocabulary: fewer would not keep a matrix product busy."""
 
@@ -53,7 +55,8 @@ class _Frozen(torch.autograd.Function):
                 states = chunk.detach().requires_grad_()
                 logits = head(states)
             found, dz = _losses_and_gradients(logits.detach().float(), wanted)
-            gradients += torch.autograd.grad(logits, states, dz.to(logits.dtype))
+            ctx.scale = FLOAT16_SCALE if logits.dtype == torch.float16 else 1.0
+            gradients += torch.autograd.grad(logits, states, dz.mul_(ctx.scale).to(logits.dtype))
             losses.append(found)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
@@ -62,7 +65,7 @@ class _Frozen(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factors: torch.Tensor) -> Any:
         [gradients] = ctx.saved_tensors
-        return (gradients * factors[:, None]).to(gradients.dtype), None, None, None
+        return (gradients * (factors / ctx.scale)[:, None]).to(gradients.dtype), None, None, None
 
 
 def _losses_and_gradients(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -104,6 +104,23 @@ def test_a_frozen_heads_logits_are_made_once():
         assert made == 50 * times
 
 
+def test_gradients_of_sure_predictions_do_not_vanish_in_float16():
+    """They are computed before the loss scale is known."""
+    torch.manual_seed(0)
+    weight, targets = torch.randn(50, 16), torch.arange(8)
+    states = 0.5 * weight[:8]  # each says what its target is: the probabilities of all others are small
+
+    def gradient(dtype):
+        hidden = states.to(dtype).requires_grad_()
+        losses = loss.token_losses(lambda h: h @ weight.to(dtype).T, hidden, targets, 50)
+        (65536 * losses.mean()).backward()
+        return hidden.grad.float()
+
+    narrow, wide = gradient(torch.float16), gradient(torch.float32)
+    assert wide.abs().max() < 65504
+    assert (narrow - wide).norm() < 1e-2 * wide.norm()
+
+
 def test_rows_at_once_hold_a_bounded_number_of_logits():
     assert loss.rows_at_once(32_000, False) * 32_000 <= 2**22
     assert loss.rows_at_once(32_000, True) * 32_000 <= 2**24

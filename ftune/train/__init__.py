@@ -2,7 +2,7 @@
 
 from ftune.train.gradients import NonFinite, Share, accumulate, is_out_of_memory, seed_step
 from ftune.train.job import MICRO_BATCH_TOKENS, Found, Job, TrainingPlan, attending, begin_finding
-from ftune.train.loop import Step, mean_loss, peak_memory, train
+from ftune.train.loop import Step, keep_freed_memory, mean_loss, peak_memory, train
 
 __all__ = [
     "MICRO_BATCH_TOKENS",
@@ -16,6 +16,7 @@ __all__ = [
     "attending",
     "begin_finding",
     "is_out_of_memory",
+    "keep_freed_memory",
     "mean_loss",
     "peak_memory",
     "seed_step",
