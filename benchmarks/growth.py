@@ -15,6 +15,8 @@ from typing import Any
 
 from speed import REPOSITORY, run, versions
 
+from ftune.report.curves import Across, Series, chart
+
 RESULTS = REPOSITORY / "benchmarks" / "results" / "growth.json"
 PICTURE = REPOSITORY / "docs" / "images" / "growth.svg"
 LENGTH, BATCH, STEPS = 180, 8, 5
@@ -52,29 +54,40 @@ def seconds(one: dict[str, Any]) -> float:
     return float(one["tokens"] / one["tokens_per_second"])
 
 
-def draw(axes: dict[str, list[dict[str, Any]]]) -> None:
-    """Time and memory along each axis, from zero, so that what is in proportion looks like it."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"
-    from matplotlib import pyplot
-
-    size = (3 * len(axes), 5)
-    figure, places = pyplot.subplots(2, len(axes), figsize=size, squeeze=False, layout="constrained")
-    for (time_of, memory_of), (axis, points) in zip(places.T, axes.items(), strict=True):
+def draw(axes: dict[str, list[dict[str, Any]]]) -> str:
+    """Time above memory along each axis, from zero, so that what is in proportion looks like it: an SVG."""
+    parts = []
+    for column, (axis, points) in enumerate(axes.items()):
+        tokens = [point["tokens"] if axis == "rows" else 1440 for point in points]
+        seconds = [count * point["seconds"] / point["tokens"] for count, point in zip(tokens, points, strict=True)]
+        unit = "seconds" if axis == "rows" else "seconds for 1,440 tokens"
+        gigabytes = [point["peak_bytes"] / 1e9 for point in points]
         values = [point["value"] for point in points]
-        per_step = [1440 * point["seconds"] / point["tokens"] for point in points]
-        times = [point["seconds"] for point in points] if axis == "rows" else per_step
-        time_of.plot(values, times, marker="o", color="#2a6f97")
-        memory_of.plot(values, [point["peak_bytes"] / 1e9 for point in points], marker="o", color="#a4508b")
-        time_of.set(title=axis, ylabel="seconds" if axis == "rows" else "seconds for 1,440 tokens")
-        memory_of.set(xlabel=axis, ylabel="peak memory, GB")
-        for place in (time_of, memory_of):
-            place.set(xlim=(0, max(values) * 1.05), ylim=(0, place.get_ylim()[1] * 1.1))
-            place.grid(alpha=0.3)
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, metadata={"Date": None})
+        for row, (title, heights) in enumerate(((unit, seconds), ("peak memory, GB", gigabytes))):
+            parts.append(panel(axis, title, list(zip(values, heights, strict=True)), 290 * column + 45, 230 * row + 30))
+    size = f"{290 * len(axes) + 20} 480"
+    style = "text{font:12px sans-serif;fill:#555}path{fill:none;stroke:#2a6f97}line{stroke:#999;stroke-opacity:.4}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"><style>{style}</style>{"".join(parts)}</svg>\n'
+    )
+
+
+def panel(axis: str, title: str, points: list[tuple[float, float]], left: float, top: float) -> str:
+    """One curve with its axes, 220 wide and 150 high."""
+    drawn = chart(title, "", [Series("", "line", points), Series("", "dots", points)], False, Across(axis))
+    assert drawn is not None
+    parts = [f'<text y="-8">{title}</text><text x="220" y="185" text-anchor="end">{axis}</text>']
+    for tick in drawn.y_ticks:
+        y = 1.5 * tick.place
+        parts.append(f'<line x2="220" y1="{y:.1f}" y2="{y:.1f}"/><text x="-6" y="{y + 4:.1f}" text-anchor="end">')
+        parts.append(f"{tick.label}</text>")
+    for tick in drawn.x_ticks:
+        parts.append(f'<text x="{2.2 * tick.place:.1f}" y="168" text-anchor="middle">{tick.label}</text>')
+    for _, kind, path in drawn.paths:
+        stroke = 'stroke-linecap="round" stroke-width="8"' if kind == "dots" else 'stroke-width="2"'
+        shape = f'<path d="{path}" {stroke} vector-effect="non-scaling-stroke"/>'
+        parts.append(f'<g transform="scale(.22 .15)">{shape}</g>')
+    return f'<g transform="translate({left} {top})">{"".join(parts)}</g>'
 
 
 def table(axes: dict[str, list[dict[str, Any]]]) -> str:
@@ -100,7 +113,8 @@ def main() -> None:
         known |= {"runs": options.runs, "versions": versions()}
         options.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     axes = {axis: known["axes"][axis] for axis in AXES if axis in known["axes"]}
-    draw(axes)
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_text(draw(axes), encoding="utf-8")
     print(table(axes))
 
 
