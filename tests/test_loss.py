@@ -108,7 +108,7 @@ def test_gradients_of_sure_predictions_do_not_vanish_in_float16():
     """They are computed before the loss scale is known."""
     torch.manual_seed(0)
     weight, targets = torch.randn(50, 16), torch.arange(8)
-    states = 0.5 * weight[:8]  # each says what its target is: the probabilities of all others are small
+    states = 1.2 * weight[:8]  # each says what its target is: the probabilities of all others are small
 
     def gradient(dtype):
         hidden = states.to(dtype).requires_grad_()
@@ -117,8 +117,7 @@ def test_gradients_of_sure_predictions_do_not_vanish_in_float16():
         return hidden.grad.float()
 
     narrow, wide = gradient(torch.float16), gradient(torch.float32)
-    assert wide.abs().max() < 65504
-    assert (narrow - wide).norm() < 1e-2 * wide.norm()
+    assert torch.all((narrow - wide).norm(dim=1) < 0.03 * wide.norm(dim=1))
 
 
 def test_rows_at_once_hold_a_bounded_number_of_logits():
