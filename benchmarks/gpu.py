@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import sides
 import torch
 from sides import Timer
 from torch import nn
@@ -132,36 +133,14 @@ def rows_per_step(case: Case) -> int:
     return max(2, case.tokens // MEAN_LENGTH)
 
 
-def ours(case: Case, model: Any, rows: list[Row], timer: Timer) -> None:
-    from ftune import train
-    from ftune.chat.rows import Tokens
-    from ftune.data import Example
-    from ftune.engine import Engine
-    from ftune.methods import METHODS
-    from ftune.objectives import sft
-    from ftune.optimizers import make_optimizer
-    from ftune.recipe import TrainingSection
-    from ftune.settings import METHOD_NAMES
+def as_side(case: Case) -> sides.Case:
+    return sides.Case("ftune", method=case.method, steps=case.steps, batch_size=rows_per_step(case))
 
-    settings = METHOD_NAMES[case.method].settings
-    assert settings is not None
-    adapter = {} if case.method == "full" else {"rank": RANK, "alpha": ALPHA, "dropout": 0.0}
-    METHODS[case.method].attach(model, settings(**adapter))
-    start(model)
-    section = TrainingSection(
-        batch_size=rows_per_step(case), max_steps=case.steps, epochs=None, learning_rate=LEARNING_RATE / 100,
-        schedule="constant", warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, optimizer="adamw",
-        micro_batch_tokens=2 * case.tokens,
-    )  # fmt: skip
-    plan = train.TrainingPlan(section, case.steps, True, "auto", 0)
-    examples = [
-        Example(str(i), "", Tokens(row.input_ids, [label != -100 for label in row.labels]), {})
-        for i, row in enumerate(rows)
-    ]
-    for step in train.train(
-        train.Job(model, METHODS[case.method], sft, make_optimizer(model, section), Engine()), examples, plan
-    ):
-        timer.step(step.loss)
+
+def ours(case: Case, model: Any, rows: list[Row], timer: Timer) -> None:
+    sides.train_ours(
+        as_side(case), model, rows, timer, learning_rate=LEARNING_RATE / 100, micro_batch_tokens=2 * case.tokens
+    )
 
 
 def peer(case: Case, model: Any, rows: list[Row], timer: Timer) -> None:
@@ -192,11 +171,8 @@ def peer(case: Case, model: Any, rows: list[Row], timer: Timer) -> None:
 
 def batches_of(case: Case, rows: list[Row]) -> list[list[Row]]:
     """The rows of each step, in the order in which ftune takes them."""
-    from ftune import batches
-    from ftune.data import Mixture
-
-    size, mixture = rows_per_step(case), Mixture.of([len(rows)], [1.0])
-    return [[rows[i] for i in batches.step_indices(step, mixture, size, 0)] for step in range(1, case.steps + 1)]
+    size, order = rows_per_step(case), sides.order(as_side(case), len(rows))
+    return [[rows[i] for i in order[begin : begin + size]] for begin in range(0, len(order), size)]
 
 
 def measure(case: Case, side: str) -> dict[str, Any]:
@@ -209,7 +185,8 @@ def measure(case: Case, side: str) -> dict[str, Any]:
     model = build(case)
     weights = sum(p.numel() for p in model.parameters()) if case.quantization == "none" else weights_of(case)
     timer = Timer()
-    model.activation_checkpointing_enable({"use_reentrant": False}) if is_checkpointed(case) else None
+    if case.shape != "1B":
+        model.activation_checkpointing_enable({"use_reentrant": False})
     {"ftune": ours, "peer": peer}[side](case, model, rows, timer)
     tokens = sum(len(row.input_ids) for batch in batches_of(case, rows)[1:] for row in batch)
     speed = tokens / (timer.ends[-1] - timer.ends[0])
@@ -218,10 +195,6 @@ def measure(case: Case, side: str) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     share = speed * passes * weights / product_rate(dtype, case.is_reduced)
     return {"tokens_per_second": speed, "peak_bytes": peak, "share_of_products": share, "losses": timer.losses}
-
-
-def is_checkpointed(case: Case) -> bool:
-    return case.shape != "1B"
 
 
 def weights_of(case: Case) -> int:
@@ -346,8 +319,8 @@ def main() -> None:
     found["heads"] = [ask({"head": vocabulary, "is_reduced": options.reduced}) for vocabulary in HEADS]
     for case in CASES:
         chosen = asdict(case) | ({"is_reduced": True, "tokens": 400, "steps": 2} if options.reduced else {})
-        sides = ["ftune", "peer"] if case.has_peer else ["ftune"]
-        found["cases"][case.name] = {side: ask({"case": chosen, "side": side}) for side in sides}
+        both = ["ftune", "peer"] if case.has_peer else ["ftune"]
+        found["cases"][case.name] = {side: ask({"case": chosen, "side": side}) for side in both}
         options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

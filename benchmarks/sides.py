@@ -100,6 +100,11 @@ def ours_of(case: Case) -> Any:
 
 
 def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
+    train_ours(case, ours_of(case), rows, timer)
+
+
+def train_ours(case: Case, model: Any, rows: list[Row], timer: Timer, **training: Any) -> None:
+    """training: what differs from the keys of a recipe's section that every side has."""
     from ftune import classifier, features, train
     from ftune.chat.rows import LabelledTokens, Tokens
     from ftune.data import Example
@@ -110,12 +115,13 @@ def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
     from ftune.recipe import TrainingSection
     from ftune.settings import METHOD_NAMES
 
-    model = ours_of(case)
     objective = OBJECTIVES["classification" if case.method == "linear_probe" else "sft"]
     settings = METHOD_NAMES[case.method].settings
     assert settings is not None
+    low_rank = {"rank": case.rank, "alpha": ALPHA, "dropout": 0.0}
     choices: dict[str, dict[str, Any]] = {
-        "lora": {"rank": case.rank, "alpha": ALPHA, "dropout": 0.0},
+        "lora": low_rank,
+        "qlora": low_rank,
         "prompt_tuning": {"virtual_tokens": VIRTUAL_TOKENS},
     }
     if case.method == "linear_probe":
@@ -124,10 +130,11 @@ def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
     method = method_of(case.method, model)
     method.attach(model, settings(**choices.get(case.method, {})))
     start(model)
-    section = TrainingSection(
-        batch_size=case.batch_size, max_steps=case.steps, epochs=None, learning_rate=LEARNING_RATE,
-        schedule="constant", warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, optimizer="adamw",
-    )  # fmt: skip
+    same = {
+        "batch_size": case.batch_size, "max_steps": case.steps, "epochs": None, "learning_rate": LEARNING_RATE,
+        "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "optimizer": "adamw",
+    }  # fmt: skip
+    section = TrainingSection(**same | training)
     plan = train.TrainingPlan(section, case.steps, True, "auto", 0)
     told = [[label != -100 for label in row.labels] for row in rows]
     tokens = [Tokens(row.input_ids, marks) for row, marks in zip(rows, told, strict=True)]
