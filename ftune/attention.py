@@ -17,7 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from ftune import last_layer
+
 UNDERSTOOD = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
+UNDERSTOOD |= {last_layer.KEYWORD}
 """Keyword arguments that cannot change the result here; any other that is not None is refused, never ignored."""
 
 

@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from ftune.errors import RunError, UserError
-from ftune.methods.base import decoder_layers, trainable
+from ftune.methods.base import trainable
+from ftune.model import decoder_layers
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another, while the first reads and prepares a large data set, say."""

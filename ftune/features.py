@@ -122,7 +122,7 @@ def _compute(values: torch.Tensor, source: Source, examples: Sequence[Example], 
     ):
         for group in groups:
             batch = batches.collate([examples[i] for i in group]).to(device)
-            states = hidden_states(model, batch, plan.packing)[source.objective.places(batch)[0]].cpu()
+            states = hidden_states(model, batch, plan.packing, source.objective.places(batch)[0]).cpu()
             counts = [int(bounds[i + 1] - bounds[i]) for i in group]
             for i, part in zip(group, torch.split(states, counts), strict=True):
                 values[bounds[i] : bounds[i + 1]] = part

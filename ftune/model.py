@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
-from ftune import folder, quantized, stored, trust
+from ftune import folder, last_layer, quantized, stored, trust
 from ftune.batches import MicroBatch
 from ftune.errors import UserError
 from ftune.loss import Head
@@ -261,11 +261,29 @@ def head(model: PreTrainedModel) -> Head:
     return logits
 
 
-def hidden_states(model: PreTrainedModel, batch: MicroBatch, packing: bool) -> torch.Tensor:
-    """The last hidden state at every token: (tokens, width). With packing, inside `attention.packed` only."""
-    extra = {"segment_bounds": batch.bounds} if packing else {}
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path and the list of the text model's transformer layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder()
+    for path, module in model.named_modules():
+        inside = any(module is part for part in decoder.modules())
+        if isinstance(module, nn.ModuleList) and len(module) == count and inside:
+            return path, module
+    raise UserError(
+        f"the layers of {type(model).__name__} cannot be found", "model.base", "this architecture is not supported"
+    )
+
+
+def hidden_states(
+    model: PreTrainedModel, batch: MicroBatch, packing: bool, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The last hidden state at `positions`, (n, width), or at every token. With packing, inside `attention.packed`."""
+    extra: dict[str, Any] = {"segment_bounds": batch.bounds} if packing else {}
+    if packing and positions is not None and last_layer.heeds(model):
+        extra[last_layer.KEYWORD] = positions
     output = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+    states: torch.Tensor = output.last_hidden_state[0]
+    return states if positions is None else states[positions]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ftune.batches import MicroBatch
 from ftune.classifier import Classes
 from ftune.loss import rows_at_once
 from ftune.methods import METHODS
-from ftune.methods.base import attached, decoder_layers, layer_of, trainable
+from ftune.methods.base import attached, layer_of, trainable
 from ftune.methods.head import method_of
-from ftune.model import base_dtype, hidden_states, is_classifier, shape_of
+from ftune.model import base_dtype, decoder_layers, hidden_states, is_classifier, shape_of
 from ftune.recipe import ModelSection, Recipe
 from ftune.settings import METHOD_NAMES, MethodSettings
 from ftune.train import TrainingPlan, attending

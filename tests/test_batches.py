@@ -7,7 +7,7 @@ from conftest import CHAT_ROWS, make_model, make_tokenizer, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftune import attention, batches, comparing, data, schedule
+from ftune import attention, batches, comparing, data, last_layer, schedule
 from ftune.data import Mixture
 from ftune.errors import UserError
 from ftune.objectives import sft
@@ -43,7 +43,9 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_packed_rows_give_the_logits_of_single_rows(kind, name):
     """Case 19: weights are large and windows shorter than the rows, so that a missing window or soft cap would show."""
-    assert comparing.prove_packing(make_model(kind, scale=4.0, **ARCHITECTURES[kind]), name) < 1e-5
+    model = make_model(kind, scale=4.0, **ARCHITECTURES[kind])
+    assert comparing.prove_packing(model, name) < 1e-5
+    assert last_layer.has_cut(model)
 
 
 @pytest.mark.parametrize("window", [None, 3])

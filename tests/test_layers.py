@@ -28,6 +28,7 @@ LAYERS = [
     "data",
     "clean",
     "batches",
+    "last_layer",
     "attention",
     "loss",
     "quantized",

@@ -8,7 +8,7 @@ from conftest import make_model, make_tokenizer, save_base
 from method_kit import CONTRACT, ROWS, SETTINGS, assert_same, logits, randomize
 from transformers import AutoModelForCausalLM
 
-from ftune import attention, comparing
+from ftune import attention, comparing, last_layer
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.batches import collate
@@ -107,6 +107,29 @@ def test_packed_rows_give_the_logits_of_single_rows(kind, method, settings):
         batch = packed_batch()
         packed = models.head(model)(models.hidden_states(model, batch, packing=True))
     assert_same([packed[start:end] for start, end in pairwise(batch.bounds)], logits(model))
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_gradients_are_the_same_where_the_last_layer_is_cut(kind, method, settings, is_checkpointed):
+    """Past its attention it computes the positions that something is learned from alone."""
+
+    def gradients(positions):
+        model.zero_grad()
+        with attention.packed(model):
+            states = models.hidden_states(model, packed_batch(), True, positions)
+            (states if positions is not None else states[wanted]).square().mean().backward()
+        return {name: p.grad for name, p in trainable(model).items() if "lm_head" not in name}
+
+    wanted = torch.tensor([1, 2, 5, 9])
+    model = make_model(kind)
+    method.attach(model, settings)
+    comparing.prove_packing(randomize(model), "auto")
+    assert last_layer.has_cut(model)
+    if is_checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        for layer in models.decoder_layers(model)[1]:
+            layer.training = True  # which checkpoints it, and leaves the dropout in it off
+    torch.testing.assert_close(gradients(wanted), gradients(None), atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_are_the_same_under_gradient_checkpointing(kind, method, settings):

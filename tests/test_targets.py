@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from ftune.errors import UserError
 from ftune.methods import METHODS
-from ftune.methods.base import decoder_layers, trainable
+from ftune.methods.base import trainable
 from ftune.methods.targets import find_targets
+from ftune.model import decoder_layers
 from ftune.settings import DoraSettings, Ia3Settings, LoraSettings
 
 

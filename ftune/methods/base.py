@@ -124,19 +124,6 @@ def copy_strictly(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torc
         parameter.copy_(tensors[name])
 
 
-def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and the list of the text model's transformer layers."""
-    count = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder()
-    for path, module in model.named_modules():
-        inside = any(module is part for part in decoder.modules())
-        if isinstance(module, nn.ModuleList) and len(module) == count and inside:
-            return path, module
-    raise UserError(
-        f"the layers of {type(model).__name__} cannot be found", "model.base", "this architecture is not supported"
-    )
-
-
 def layer_indices(layers: str | Sequence[int], count: int) -> set[int]:
     """The indices that `method.layers` means, of a model with `count` layers."""
     if layers == "all":

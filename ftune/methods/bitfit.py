@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ftune.errors import UserError
 from ftune.methods import base
-from ftune.model import is_linear
+from ftune.model import decoder_layers, is_linear
 from ftune.settings import BitfitSettings
 
 
@@ -43,7 +43,7 @@ class ShiftedBias(base.Adapted):
 
 def attach(model: PreTrainedModel, settings: BitfitSettings, seed: int = 0) -> None:
     base.freeze(model)
-    layers_path, module_list = base.decoder_layers(model)
+    layers_path, module_list = decoder_layers(model)
     wanted = base.layer_indices(settings.layers, len(module_list))
     wanted_or_outside = wanted | {None} if settings.layers == "all" else wanted
     biases = {name.removesuffix(".bias") for name, _ in model.named_parameters() if name.endswith("bias")}

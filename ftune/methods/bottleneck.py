@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ftune.errors import UserError
 from ftune.methods import base
 from ftune.methods.targets import ATTENTION
-from ftune.model import is_linear
+from ftune.model import decoder_layers, is_linear
 from ftune.settings import BottleneckSettings
 
 PARALLEL_SCALE = 4.0
@@ -78,7 +78,7 @@ def blocks(layer: nn.Module, kinds: tuple[str, ...]) -> dict[str, nn.Module]:
 def attach(model: PreTrainedModel, settings: BottleneckSettings, seed: int = 0) -> None:
     base.freeze(model)
     torch.manual_seed(seed)
-    layers_path, module_list = base.decoder_layers(model)
+    layers_path, module_list = decoder_layers(model)
     kinds = ("mlp",) if settings.placement == "parallel" else ("attention", "mlp")
     width = model.get_input_embeddings().weight.shape[1]
     for index in sorted(base.layer_indices(settings.layers, len(module_list))):

@@ -3,12 +3,13 @@
 from transformers import PreTrainedModel
 
 from ftune.methods import base
+from ftune.model import decoder_layers
 from ftune.settings import FullSettings
 
 
 def attach(model: PreTrainedModel, settings: FullSettings, seed: int = 0) -> None:
     base.freeze(model)
-    layers_path, module_list = base.decoder_layers(model)
+    layers_path, module_list = decoder_layers(model)
     wanted = base.layer_indices(settings.layers, len(module_list))
     for name, parameter in model.named_parameters():
         layer = base.layer_of(name, layers_path)

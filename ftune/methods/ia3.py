@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ftune.errors import UserError
 from ftune.methods import base, targets
 from ftune.methods.adapted import AdaptedLinear
+from ftune.model import decoder_layers
 from ftune.settings import Ia3Settings
 
 KEY_OR_VALUE = re.compile(r"(k|v|key|value|kv)(_?proj|_lin|_b_proj)?")
@@ -66,7 +67,7 @@ def attach(model: PreTrainedModel, settings: Ia3Settings, seed: int = 0) -> None
 
 def automatic(model: PreTrainedModel, settings: Ia3Settings) -> tuple[dict[str, nn.Module], set[str]]:
     """Keys, values and the last layer of each MLP; and which of them take the MLP's inner activations."""
-    layers_path, _ = base.decoder_layers(model)
+    layers_path, _ = decoder_layers(model)
     attention = targets.find_targets(model, "attention", settings.layers)
     chosen = {path: m for path, m in attention.items() if KEY_OR_VALUE.fullmatch(path.rsplit(".", 1)[-1])}
     chosen = chosen or {path: m for path, m in attention.items() if FUSED.fullmatch(path.rsplit(".", 1)[-1])}

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ftune.errors import UserError
 from ftune.methods import base, targets, virtual
-from ftune.model import load_tokenizer
+from ftune.model import decoder_layers, load_tokenizer
 from ftune.settings import PromptTuningSettings
 
 
@@ -23,7 +23,7 @@ def attach(model: PreTrainedModel, settings: PromptTuningSettings, seed: int = 0
     base.freeze(model)
     weight = model.get_input_embeddings().weight
     ids = starting_ids(model, settings, seed)
-    _, layers = base.decoder_layers(model)
+    _, layers = decoder_layers(model)
     width, count = weight.shape[1], settings.virtual_tokens
     if not base.has_values(weight):
         shape = (count, width) if settings.depth == "shallow" else (len(layers), count, width)
@@ -55,7 +55,7 @@ def starting_ids(model: PreTrainedModel, settings: PromptTuningSettings, seed: i
 def states_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """What each layer is given for some tokens: (layers, tokens, width) float32."""
     output = model.base_model(ids[None], use_cache=False, output_hidden_states=True)
-    count = len(base.decoder_layers(model)[1])
+    count = len(decoder_layers(model)[1])
     return torch.cat([states.float() for states in output.hidden_states[:count]])
 
 
@@ -81,7 +81,7 @@ def peft_config(model: PreTrainedModel, settings: PromptTuningSettings, base_nam
         "num_virtual_tokens": settings.virtual_tokens,
         "token_dim": model.get_input_embeddings().weight.shape[1],
         "num_transformer_submodules": 1,
-        "num_layers": len(base.decoder_layers(model)[1]),
+        "num_layers": len(decoder_layers(model)[1]),
         "prompt_tuning_init": "RANDOM",
         "inference_mode": True,
     }

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftune.errors import Problem, UserError
-from ftune.methods.base import decoder_layers, layer_indices, layer_of
-from ftune.model import is_linear, is_tied
+from ftune.methods.base import layer_indices, layer_of
+from ftune.model import decoder_layers, is_linear, is_tied
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 PATIENCE = 2.0

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ftune.errors import UserError
+from ftune.last_layer import KEYWORD
 from ftune.methods import base
 
 Keywords = dict[str, Any]
@@ -89,6 +90,9 @@ class InFront:
         self.set_places(list(pairwise(moved)), ids.device)
         self.put_in_front(keywords, ids, list(pairwise(bounds)))
         keywords["segment_bounds"] = moved
+        if KEYWORD in keywords:
+            assert self.real is not None
+            keywords[KEYWORD] = self.real[keywords[KEYWORD]]
         return keywords
 
     def set_places(self, segments: list[tuple[int, int]], device: torch.device) -> None:

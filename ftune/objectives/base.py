@@ -49,4 +49,4 @@ def states_and_targets(
     if batch.features is not None:
         return batch.features, batch.labels[0]
     positions, targets = places(batch)
-    return hidden_states(model, batch, packing)[positions], targets
+    return hidden_states(model, batch, packing, positions), targets

@@ -35,7 +35,7 @@ def kl_to_base(
         for part in batches.micro_batches(examples, plan.micro_batch_tokens, plan.packing):
             batch = part.to(device)
             positions, _ = loss.predicting_positions(batch.labels)
-            states = [hidden_states(model, batch, plan.packing)[positions] for model in (base, tuned)]
+            states = [hidden_states(model, batch, plan.packing, positions) for model in (base, tuned)]
             for before, after in zip(*(torch.split(state, POSITIONS) for state in states), strict=True):
                 log_base = functional.log_softmax(head(base)(before).float(), dim=-1)
                 log_tuned = functional.log_softmax(head(tuned)(after).float(), dim=-1)
