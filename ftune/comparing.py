@@ -81,6 +81,11 @@ def tolerance(model: PreTrainedModel, reference: list[torch.Tensor]) -> float:
     return max(SMALLEST_TOLERANCE, ROUNDINGS * moved)
 
 
+def _is_rounding(difference: float, model: PreTrainedModel, reference: list[torch.Tensor]) -> bool:
+    """Whether it is within the tolerance, which takes some forward passes to find."""
+    return difference <= SMALLEST_TOLERANCE or difference <= tolerance(model, reference)
+
+
 def rounding(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """What the last bits of y = W x are worth, of the output's shape: one unit in y's last place, or, where the
     products cancel, one in that of the sum's random walk, sqrt(sum_j (w_ij x_j)^2), in float32, which sums are held in.
@@ -117,10 +122,10 @@ def prove_packing(model: PreTrainedModel, attention_name: str) -> float:
     except UNFIT as error:
         raise _cannot_pack(model, str(error)) from error
     packed = [logits[end - 1] if is_classifier(model) else logits[start:end] for start, end in pairwise(bounds)]
-    difference, bound = max_difference(packed, reference), tolerance(model, reference)
-    if not difference <= bound:
+    difference = max_difference(packed, reference)
+    if not _is_rounding(difference, model, reference):
         raise _cannot_pack(model, f"logits of packed rows differ from single rows by {difference:.2g}")
-    _cut_last_layer(model, batch, attention_name, logits, bound)
+    _cut_last_layer(model, batch, attention_name, logits, reference)
     return difference
 
 
@@ -138,14 +143,19 @@ def _packed_logits(
 
 
 def _cut_last_layer(
-    model: PreTrainedModel, batch: MicroBatch, attention_name: str, logits: torch.Tensor, bound: float
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    attention_name: str,
+    logits: torch.Tensor,
+    reference: list[torch.Tensor],
 ) -> None:
     """Let the last layer compute wanted positions only, where that gives these `logits` there."""
     positions = torch.arange(1, len(batch), 3, device=batch.input_ids.device)
     try:
         last_layer.cut(model, decoder_layers(model)[1][-1])
         found = _packed_logits(model, batch, attention_name, positions)
-        is_exact = last_layer.has_cut(model) and max_difference([found], [logits[positions.cpu()]]) <= bound
+        difference = max_difference([found], [logits[positions.cpu()]])
+        is_exact = last_layer.has_cut(model) and _is_rounding(difference, model, reference)
     except (*UNFIT, UserError):
         is_exact = False
     if not is_exact:
