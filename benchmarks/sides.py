@@ -105,7 +105,7 @@ def ftune(case: Case, rows: list[Row], timer: Timer) -> None:
 
 def train_ours(case: Case, model: Any, rows: list[Row], timer: Timer, **training: Any) -> None:
     """training: what differs from the keys of a recipe's section that every side has."""
-    from ftune import classifier, features, train
+    from ftune import classifier, comparing, features, train
     from ftune.chat.rows import LabelledTokens, Tokens
     from ftune.data import Example
     from ftune.engine import Engine
@@ -130,6 +130,7 @@ def train_ours(case: Case, model: Any, rows: list[Row], timer: Timer, **training
     method = method_of(case.method, model)
     method.attach(model, settings(**choices.get(case.method, {})))
     start(model)
+    comparing.prove_packing(model, "auto")
     same = {
         "batch_size": case.batch_size, "max_steps": case.steps, "epochs": None, "learning_rate": LEARNING_RATE,
         "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "optimizer": "adamw",

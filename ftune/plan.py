@@ -9,17 +9,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from ftune import classifier, quantized, schedule
-from ftune.batches import MicroBatch
+from ftune import activations, classifier, quantized, schedule
+from ftune.activations import Checkpointing
 from ftune.classifier import Classes
 from ftune.loss import rows_at_once
 from ftune.methods import METHODS
 from ftune.methods.base import attached, layer_of, trainable
 from ftune.methods.head import method_of
-from ftune.model import base_dtype, decoder_layers, hidden_states, is_classifier, shape_of
+from ftune.model import base_dtype, decoder_layers, is_classifier, shape_of
 from ftune.recipe import ModelSection, Recipe
 from ftune.settings import METHOD_NAMES, MethodSettings
-from ftune.train import TrainingPlan, attending
+from ftune.train import TrainingPlan
 
 CARDS = {
     "8 GB (RTX 4060)": 8,
@@ -32,10 +32,6 @@ CARDS = {
     "141 GB (H200)": 141,
 }
 """Memory of common cards in GB (10^9 bytes); a run fits when its training peak leaves 8 % to the runtime."""
-
-CARD_SHARE = 0.92
-CHECKPOINTING_PARAMETERS = 10**9
-"""`gradient_checkpointing: auto` turns it on for models from this size."""
 GENERATION_TOKENS = 8192
 """Tokens that one batch of generation holds in its cache."""
 SMALLEST_IN_8_BITS = 4096
@@ -72,6 +68,8 @@ class Prediction:
     """How many modules of each name the method goes on; none where it trains weights themselves, or goes in front."""
     layers: list[int]
     """The transformer layers in which they lie."""
+    checkpointing: Checkpointing = False
+    """What `training.gradient_checkpointing` comes to on this machine."""
 
     def told_targets(self) -> str:
         """`lora on 14 modules: q_proj 2, ... (layers 0 to 1)`; empty where there are none."""
@@ -94,49 +92,13 @@ class Prediction:
             "steps": self.steps,
             "targets": self.targets,
             "layers": self.layers,
-            "fits": {card: peak <= size * 10**9 * CARD_SHARE for card, size in CARDS.items()},
+            "gradient_checkpointing": self.checkpointing,
+            "fits": {card: peak <= size * 10**9 * activations.SHARE for card, size in CARDS.items()},
         }
 
 
 def _bytes(tensors: list[nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def activation_bytes(model: PreTrainedModel, plan: TrainingPlan, num_tokens: int) -> int:
-    """What autograd keeps of one forward pass, in bytes: counted by hooks on the real forward, in FakeTensorMode."""
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in parameters:
-            kept[storage] = tensor
-        return tensor
-
-    ids = torch.zeros(1, num_tokens, dtype=torch.long)
-    batch = MicroBatch(ids, ids, ids, (0, num_tokens), ())
-    model.train()
-    with (
-        attending(model, plan.packing, plan.attention),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        output = hidden_states(model, batch, plan.packing)
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return int(size + output.numel() * output.element_size())
-
-
-def _activations(model: PreTrainedModel, plan: TrainingPlan, is_checkpointed: bool) -> int:
-    """Activations of a micro-batch. They grow in proportion to the tokens, so a short forward is enough.
-
-    With gradient checkpointing each layer keeps its input alone, and one layer at a time is computed again.
-    """
-    sample = min(plan.micro_batch_tokens, 128)
-    kept = activation_bytes(model, plan, sample) * plan.micro_batch_tokens // sample
-    if not is_checkpointed:
-        return kept
-    config = model.config.get_text_config()
-    inputs = plan.micro_batch_tokens * config.hidden_size * next(model.parameters()).element_size()
-    return int(kept // config.num_hidden_layers + inputs * config.num_hidden_layers)
 
 
 def _trains_head(model: PreTrainedModel) -> bool:
@@ -183,21 +145,26 @@ def make_plan(
             weights = quantized.weight_bytes(model, base)
         base_parameters = {id(parameter) for parameter in model.parameters()}
         method_of(settings.name, model).attach(model, settings)
-        activations = _activations(model, run, is_checkpointed(recipe, model))
+        kept = activations.bytes_by_checkpointing(model, run)
     trained = list(trainable(model).values())
     adapter = _bytes([p for p in model.parameters() if id(p) not in base_parameters])
     gradients = _bytes(trained)
     state = optimizer_bytes(recipe.training.optimizer, trained)
     vocabulary = model.config.num_labels if is_classifier(model) else model.get_input_embeddings().weight.shape[0]
     loss = 3 * 4 * vocabulary * min(run.micro_batch_tokens, rows_at_once(vocabulary, _trains_head(model)))
+    held = weights + adapter + gradients + state + loss
+    checkpointing: Checkpointing = False
+    if recipe.data.packing or METHOD_NAMES[settings.name].abilities.checkpointing:
+        peaks = {way: held + size for way, size in kept.items()}
+        checkpointing = activations.chosen(recipe.training.gradient_checkpointing, model, peaks, device)
     memory = Memory(
         weights=weights,
         adapter=adapter,
         gradients=gradients,
         optimizer=state,
-        activations=activations,
+        activations=kept[checkpointing],
         loss=loss,
-        training_peak=weights + adapter + gradients + state + activations + loss,
+        training_peak=held + kept[checkpointing],
         # The proof of a merge holds plain weights, whatever was trained over.
         evaluation_peak=adapter + max(2 * weights + _cache_bytes(model, GENERATION_TOKENS), plain),
         merge_peak=2 * plain + adapter,
@@ -208,7 +175,9 @@ def make_plan(
         per_epoch = schedule.steps_per_epoch(len(run.mixture), recipe.training.batch_size)
         steps = {"per_epoch": per_epoch, "total": run.total_steps, "supervised_tokens": supervised_tokens}
     targets, layers = targets_of(model)
-    return Prediction(settings.name, total, sum(p.numel() for p in trained), memory, steps, targets, layers)
+    return Prediction(
+        settings.name, total, sum(p.numel() for p in trained), memory, steps, targets, layers, checkpointing
+    )
 
 
 def targets_of(model: PreTrainedModel) -> tuple[dict[str, int], list[int]]:
@@ -227,13 +196,6 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def is_checkpointed(recipe: Recipe, model: PreTrainedModel) -> bool:
-    """Whether activations are computed again in the backward pass: as asked, or for large models."""
-    asked = recipe.training.gradient_checkpointing
-    is_possible = recipe.data.packing or METHOD_NAMES[recipe.method.name].abilities.checkpointing
-    return bool(is_possible and model.num_parameters() >= CHECKPOINTING_PARAMETERS) if asked == "auto" else bool(asked)
 
 
 def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:

@@ -43,6 +43,7 @@ LAYERS = [
     "optimizers",
     "train",
     "features",
+    "activations",
     "plan",
     "artifacts",
     "predict",

@@ -25,7 +25,7 @@ OVERRIDES = st.fixed_dictionaries(
     optional={
         "training.learning_rate": st.floats(1e-300, 1e300),
         "training.seed": st.integers(0, 2**32 - 1),
-        "training.gradient_checkpointing": st.sampled_from(["auto", True, False]),
+        "training.gradient_checkpointing": st.sampled_from(["auto", "half", True, False]),
         "training.max_steps": st.integers(1, 10**9),
         "data.columns": st.dictionaries(TEXT, TEXT | st.sampled_from(MISLEADING), max_size=3),
         "data.test": TEXT.filter(lambda text: not text.startswith("~")),

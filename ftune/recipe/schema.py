@@ -161,7 +161,11 @@ class TrainingSection(Settings):
     warmup: Number = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
     weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay of matrices")
     max_grad_norm: Positive = Field(1.0, description="longer gradients are scaled down to this norm")
-    gradient_checkpointing: Literal["auto"] | bool = Field("auto", description="recompute activations to save memory")
+    gradient_checkpointing: Literal["auto", "half", "offload"] | bool = Field(
+        "auto",
+        description="save memory by making activations again: of all layers, of every other one (half), or of all with "
+        "their inputs in main memory (offload, on a GPU); auto: as little as there is room for",
+    )
     parallel: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several processes share the work")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="order of rows, dropout, start of the adapter")
     evaluate_every: Count | None = Field(None, description="steps; null = at the end of each epoch")

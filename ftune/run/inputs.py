@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftune import classifier, comparing, data, folder, model, plan, quantized, schedule, trackers, trust
+from ftune import activations, classifier, comparing, data, folder, model, plan, quantized, schedule, trackers, trust
 from ftune.artifacts import files, proof
 from ftune.classifier import Classes
 from ftune.clean import Twin
@@ -140,7 +140,7 @@ def read(recipe: Recipe, collector: Collector) -> Inputs | None:
         sets.validation,
         sets.test,
         sets.probe,
-        run_plan,
+        replace(run_plan, offloads=prediction.checkpointing == "offload"),
         prediction,
         sets.classes,
         tuple(sets.twins),
@@ -155,6 +155,8 @@ def check_possible(recipe: Recipe, collector: Collector) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with collector.stage():
         resolve_optimizer(recipe.training.optimizer, device)
+    with collector.stage():
+        activations.check(recipe.training.gradient_checkpointing, device)
     with collector.stage():
         trackers.check(recipe.output.trackers)
     with collector.stage():
@@ -188,7 +190,9 @@ def check_abilities(recipe: Recipe) -> None:
         problems.append(Problem(what, f"model.quantization: {recipe.model.quantization}", hint))
     if recipe.training.parallel == "fsdp":
         problems += unshardable(recipe)
-    if recipe.training.gradient_checkpointing is True and not (abilities.checkpointing or recipe.data.packing):
+    if recipe.training.gradient_checkpointing not in ("auto", False) and not (
+        abilities.checkpointing or recipe.data.packing
+    ):
         what = f"{name} without packing loses its prefix when activations are computed again"
         problems.append(Problem(what, "training.gradient_checkpointing", "set data.packing: true, or this to false"))
     if problems:
@@ -236,8 +240,7 @@ def attach_method(recipe: Recipe, inputs: Inputs, base: PreTrainedModel) -> dict
         start_from(base, recipe)
     if inputs.plan.packing:
         comparing.prove_packing(base, recipe.model.attention)
-    if plan.is_checkpointed(recipe, base):
-        base.activation_checkpointing_enable({"use_reentrant": False})
+    activations.set_up(base, inputs.prediction.checkpointing)
     return hashes(base)
 
 

@@ -22,6 +22,7 @@ from ftune import (
     train,
 )
 from ftune import model as models
+from ftune.activations import TOLD
 from ftune.artifacts import distance, files, proof
 from ftune.artifacts.serving import obstacle_in_vllm
 from ftune.console.audit import print_audit
@@ -56,7 +57,7 @@ def train_run(settings: Recipe, resume: bool = False, overwrite: bool = False) -
         if engine.is_main:
             changes.check_length(run, changed, inputs)
     print_audit(inputs.account(), messages())
-    for told in (inputs.prediction.told_targets(), engine.told()):
+    for told in (inputs.prediction.told_targets(), TOLD[inputs.prediction.checkpointing], engine.told()):
         if told:
             note(told)
     model = load_base(settings, inputs, engine.loading_device)

@@ -15,7 +15,7 @@ from ftune.data import Example
 from ftune.engine import whole
 from ftune.errors import RunError
 from ftune.methods.base import trainable
-from ftune.train.job import Found, Job, TrainingPlan, attending
+from ftune.train.job import Found, Job, TrainingPlan, attending, offloading
 
 MOST_SKIPPED = 20
 """Attempts at a step that are thrown away before the run stops; halving the first loss scale 16 times makes it 1."""
@@ -110,7 +110,8 @@ def accumulate(job: Job, share: Share, plan: TrainingPlan) -> tuple[float, int]:
     with attending(job.model, plan.packing and job.features is None, plan.attention):
         for number, (part, factor) in enumerate(passes, 1):
             with engine.sharing_gradients(now=number == len(passes)):
-                loss = engine.passed(job.objective.summed_loss, job.model, part.to(engine.device), plan.packing)
+                with offloading(plan):
+                    loss = engine.passed(job.objective.summed_loss, job.model, part.to(engine.device), plan.packing)
                 if not math.isfinite(value := loss.item()):
                     lost.append((part.row_ids, value))
                 torch.autograd.backward(scaler.scale(engine.weighted(loss * factor, weight)))

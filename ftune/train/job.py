@@ -34,6 +34,8 @@ class TrainingPlan:
     """How often an epoch sees which examples; None: each once."""
     found_tokens: int | None = None
     """What fits at once, where `auto` was found to be too much."""
+    offloads: bool = False
+    """Whether what a forward pass keeps for the backward pass waits in main memory."""
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -90,6 +92,13 @@ class Job:
     """What the body makes of the examples, where it never changes and was asked once."""
     found: Found | None = None
     """None: what `begin_finding` says."""
+
+
+def offloading(plan: TrainingPlan) -> Any:
+    """The context of forward passes whose kept tensors wait in main memory, where the plan says so."""
+    if not plan.offloads:
+        return nullcontext()
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
 
 def attending(model: PreTrainedModel, packing: bool, name: str) -> Any:
