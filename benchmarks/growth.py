@@ -21,7 +21,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "growth.json"
 PICTURE = REPOSITORY / "docs" / "images" / "growth.svg"
 LENGTH, BATCH, STEPS = 180, 8, 5
 AXES: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "rows": [(steps * BATCH, {"steps": steps + 1}) for steps in (4, 8, 16)],
+    "rows": [(steps * BATCH, {"steps": steps + 1}) for steps in (8, 16, 32)],
     # As many tokens in a step, whatever the length of its rows.
     "tokens a row": [(length, {"length": length, "batch_size": 1440 // length}) for length in (90, 180, 360, 720)],
     "rank": [(rank, {"rank": rank}) for rank in (4, 16, 64, 256)],

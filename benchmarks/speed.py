@@ -3,6 +3,7 @@
     python benchmarks/speed.py                       LoRA in float32 and bfloat16, beside TRL padded and padding-free
     python benchmarks/speed.py --cases full,probe    other cases; all of them take two hours
     python benchmarks/speed.py --cases quick         a few steps of a tiny shape, to see that it works
+    python benchmarks/speed.py --cases ""            no runs, only the table of the results so far
 
 Medians of --runs runs; the losses of every side must agree. Wants an idle machine.
 """
@@ -24,6 +25,8 @@ from workload import SHAPES, SUPERVISED, VOCABULARY
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed.json"
 TRL = ["trl, padded", "trl, padding-free"]
+PRODUCTS_SECONDS = 2.0
+"""Before and after each of ftune's runs: the rate of this machine changes by the minute."""
 SAME_LOSS = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far losses may lie apart, relative."""
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -56,11 +59,14 @@ def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
     peers = case.get("peers", TRL)
     asked = {key: value for key, value in case.items() if key != "peers"}
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ["ftune", *peers]}
+    sizes, dtype = shape_sizes(asked), asked.get("dtype", "float32")
     rates = []
     for number in range(num_runs):
-        rates.append(product_rate(shape_sizes(asked), asked.get("dtype", "float32")))
         for side, those in runs.items():
+            before = product_rate(sizes, dtype) if side == "ftune" else 0.0
             those.append(run({**asked, "side": side}))
+            if side == "ftune":
+                rates.append((before + product_rate(sizes, dtype)) / 2)
             print(f"{number + 1} {side}: {those[-1]['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
     ours = runs["ftune"][0]
     apart = {side: relative(runs[side][0]["losses"], ours["losses"]) for side in peers}
@@ -72,7 +78,10 @@ def compare(case: dict[str, Any], num_runs: int) -> dict[str, Any]:
         for side, those in runs.items()
     }
     speed, not_asked = figures["ftune"]["tokens_per_second"], {*figures["ftune"], "side", "losses", "tokens"}
-    share = {way: speed / (median(rates) / operations) for way, operations in operations_of(ours).items()}
+    share = {
+        way: median(one["tokens_per_second"] * cost / rate for one, rate in zip(runs["ftune"], rates, strict=True))
+        for way, cost in operations_of(ours).items()
+    }
     return {
         "case": {key: value for key, value in ours.items() if key not in not_asked},
         "runs": num_runs,
@@ -113,16 +122,16 @@ def shape_sizes(case: dict[str, Any]) -> tuple[int, int]:
 
 
 def product_rate(sizes: tuple[int, int], dtype: str, tokens: int = 1440) -> float:
-    """Operations a second of one matrix product of this size, the median of 50."""
+    """Operations a second of one matrix product of this size, repeated for PRODUCTS_SECONDS."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     width, inner = sizes
     a, b = (torch.randn(size, width, dtype=getattr(torch, dtype)) for size in (tokens, inner))
-    seconds = []
-    for _ in range(50):
-        began = time.perf_counter()
+    torch.nn.functional.linear(a, b)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() < began + PRODUCTS_SECONDS:
         torch.nn.functional.linear(a, b)
-        seconds.append(time.perf_counter() - began)
-    return 2 * tokens * width * inner / median(seconds)
+        count += 1
+    return 2 * tokens * width * inner * count / (time.perf_counter() - began)
 
 
 def versions() -> dict[str, str]:
@@ -130,11 +139,13 @@ def versions() -> dict[str, str]:
     import transformers
     import trl
 
+    capabilities = torch.cpu.get_capabilities()
     modules = {"torch": torch, "transformers": transformers, "trl": trl, "peft": peft}
     machine = {
         "machine": platform.machine(),
+        "processor": str(capabilities["cpu_name"]),
         "cores": str(os.cpu_count()),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": ", ".join(name for name in ("avx2", "avx512_bf16", "amx_bf16") if capabilities[name]),
     }
     return machine | {name: str(module.__version__) for name, module in modules.items()}
 
@@ -178,7 +189,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     known = json.loads(options.results.read_text()) if options.results.is_file() else {"versions": {}, "results": []}
-    for name in options.cases.split(","):
+    for name in filter(None, options.cases.split(",")):
         for case in CASES[name]:
             found = compare(case, options.runs)
             same = [found["case"], list(found["speed"])]
