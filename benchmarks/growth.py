@@ -31,7 +31,8 @@ AXES: dict[str, list[tuple[int, dict[str, Any]]]] = {
 
 
 def measure(axis: str, num_runs: int) -> list[dict[str, Any]]:
-    """The median seconds and peak bytes at each value."""
+    """The median seconds and peak bytes at each value, and how often the seconds before: the median over the rounds,
+    because this machine's speed changes from one to the next."""
     found: dict[int, list[dict[str, Any]]] = {value: [] for value, _ in AXES[axis]}
     for number in range(num_runs):
         for value, changes in AXES[axis]:
@@ -39,15 +40,21 @@ def measure(axis: str, num_runs: int) -> list[dict[str, Any]]:
                 run({"side": "ftune", "length": LENGTH, "batch_size": BATCH, "steps": STEPS, **changes})
             )
             print(f"{number + 1} {axis} {value}: {seconds(found[value][-1]):.2f} s", file=sys.stderr, flush=True)
-    return [
-        {
-            "value": value,
-            "tokens": those[0]["tokens"],
-            "seconds": median(seconds(one) for one in those),
-            "peak_bytes": median(one["peak_bytes"] for one in those),
-        }
-        for value, those in found.items()
-    ]
+    points: list[dict[str, Any]] = []
+    for value, those in found.items():
+        taken = [seconds(one) for one in those]
+        before = points[-1]["runs"] if points else None
+        points.append(
+            {
+                "value": value,
+                "tokens": those[0]["tokens"],
+                "seconds": median(taken),
+                "times_before": before and median(now / then for now, then in zip(taken, before, strict=True)),
+                "peak_bytes": median(one["peak_bytes"] for one in those),
+                "runs": taken,
+            }
+        )
+    return points
 
 
 def seconds(one: dict[str, Any]) -> float:
@@ -91,11 +98,15 @@ def panel(axis: str, title: str, points: list[tuple[float, float]], left: float,
 
 
 def table(axes: dict[str, list[dict[str, Any]]]) -> str:
-    lines = ["| what grows | to | tokens | seconds | us a token | peak MB |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| what grows | to | tokens | seconds | times the line above | us a token | peak MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for axis, points in axes.items():
         for point in points:
+            times = f"{point['times_before']:.2f}" if point["times_before"] else ""
             lines.append(
-                f"| {axis} | {point['value']} | {point['tokens']:,} | {point['seconds']:.2f} "
+                f"| {axis} | {point['value']} | {point['tokens']:,} | {point['seconds']:.2f} | {times} "
                 f"| {1e6 * point['seconds'] / point['tokens']:.0f} | {point['peak_bytes'] / 1e6:,.0f} |"
             )
     return "\n".join(lines)

@@ -36,7 +36,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "prompt": [{"method": "prompt_tuning", "peers": ["trl, padded"]}],
     "probe": [{"method": "linear_probe", "steps": 40, "epochs": 5, "peers": ["naive loop"]}],
     "qlora": [{"quantization": "nf4", "steps": 4}],
-    "shapes": [{"shape": "gpt2"}, {"shape": "qwen2"}],
+    "shapes": [{"shape": "qwen2"}, {"shape": "gpt2"}],
     "equal": [{"length": 180}],
     "alone": [{"dtype": "float32", "peers": []}, {"dtype": "bfloat16", "peers": []}],
     "trainer": [{"peers": ["transformers"]}, {"grouped": True, "peers": ["transformers"]}],

@@ -93,10 +93,10 @@ def bytes_by_checkpointing(model: PreTrainedModel, plan: TrainingPlan) -> dict[C
 
 
 def room(device: torch.device) -> int:
-    """Bytes that a run may hope for."""
+    """Bytes of the device's memory: what is free of it changes, and a run that goes on should do the same again."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().total)
 
 
 def chosen(

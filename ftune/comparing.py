@@ -149,12 +149,15 @@ def _cut_last_layer(
     logits: torch.Tensor,
     reference: list[torch.Tensor],
 ) -> None:
-    """Let the last layer compute wanted positions only, where that gives these `logits` there."""
-    positions = torch.arange(1, len(batch), 3, device=batch.input_ids.device)
+    """Let the last layer compute wanted positions only, where that gives these `logits` there.
+
+    Twice, because a part before the attention would still know the positions of the pass before.
+    """
+    several = [torch.arange(start, len(batch), 3, device=batch.input_ids.device) for start in (1, 2)]
     try:
         last_layer.cut(model, decoder_layers(model)[1][-1])
-        found = _packed_logits(model, batch, attention_name, positions)
-        difference = max_difference([found], [logits[positions.cpu()]])
+        found = [_packed_logits(model, batch, attention_name, positions) for positions in several]
+        difference = max_difference(found, [logits[positions.cpu()] for positions in several])
         is_exact = last_layer.has_cut(model) and _is_rounding(difference, model, reference)
     except (*UNFIT, UserError):
         is_exact = False

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 ATTRIBUTE = "_cut_last_layer"
-KEYWORD = "wanted"
+KEYWORD = "wanted_positions"
 """Of a forward pass: the positions whose last hidden state is wanted, (n,). It reaches every layer's attention."""
 
 

@@ -69,13 +69,16 @@ def test_a_layer_that_needs_all_positions_stays_whole(model, behaviour):
     assert not last_layer.heeds(model)
 
 
-def test_an_mlp_before_the_attention_stays_whole(model):
-    """Nobody has told it yet which positions are wanted."""
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_an_mlp_before_the_attention_stays_whole(model, is_alone):
+    """Nobody has told it yet which positions are wanted; those of the pass before are others."""
     layer = model.model.layers[-1]
+    layer.before = torch.nn.Linear(64, 64)
 
     def mlp_first(states, **keywords):
         normed = layer.input_layernorm(states)
-        return states + layer.mlp(normed) + layer.self_attn(normed, **keywords)[0]
+        states = states + layer.before(normed) + layer.self_attn(normed, **keywords)[0]
+        return states if is_alone else states + layer.mlp(states)
 
     layer.forward = mlp_first
     comparing.prove_packing(model, "auto")
