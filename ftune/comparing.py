@@ -18,7 +18,7 @@ PROOF_LENGTHS = (3, 17, 33)
 ROUNDINGS = 8
 """How often one rounding everywhere is the bound; merges lie at 0.9 to 3.7 of it, see NOTES.md."""
 SMALLEST_TOLERANCE = 1e-5
-UNFIT = (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError)
+UNFIT = (LookupError, TypeError, ValueError, NotImplementedError, RuntimeError)
 """What an architecture raises whose modules do not take what they are given."""
 
 
