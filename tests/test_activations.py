@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model, run, save_base, write_recipe
+from conftest import adapter_bytes, make_model, run, save_base, write_recipe
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftune import activations, folder, plan, train
@@ -82,6 +82,8 @@ def test_auto_is_the_same_in_all_processes(monkeypatch):
 
 
 def test_a_run_with_little_room_makes_layers_again_and_says_so(workspace, monkeypatch, capsys):
+    asked, set_up = [], activations.set_up
+    monkeypatch.setattr(activations, "set_up", lambda model, way: (asked.append(way), set_up(model, way)))
     save_base(workspace / "base", num_hidden_layers=8)
     base = {"training": {"max_steps": 2}}
     _, path = run(workspace, **base)
@@ -94,6 +96,20 @@ def test_a_run_with_little_room_makes_layers_again_and_says_so(workspace, monkey
     found = folder.read_json(path / "plan.json")
     assert found["gradient_checkpointing"] == "half"
     assert found["memory_bytes"]["training_peak"] < peak
+    assert asked == [False, "half"]
+
+
+def test_a_run_whose_activations_wait_in_main_memory_ends_the_same(workspace, monkeypatch):
+    """On a CPU as well, where nobody may ask for it."""
+    waits, save_on_cpu = [], torch.autograd.graph.save_on_cpu
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", lambda **how: (waits.append(how), save_on_cpu(**how))[1])
+    adapters = []
+    for way in (True, "offload"):
+        monkeypatch.setattr(activations, "chosen", lambda *arguments, way=way: way)
+        _, path = run(workspace, overwrite=True, training={"max_steps": 2})
+        adapters.append(adapter_bytes(path))
+    assert adapters[0] == adapters[1]
+    assert waits == [{"pin_memory": torch.cuda.is_available()}] * 2
 
 
 def test_offloading_is_refused_on_a_cpu(workspace):
