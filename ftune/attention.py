@@ -19,8 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ftune import last_layer
 
-UNDERSTOOD = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
-UNDERSTOOD |= {last_layer.KEYWORD}
+UNDERSTOOD = {
+    "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states",
+    last_layer.KEYWORD,
+}  # fmt: skip
 """Keyword arguments that cannot change the result here; any other that is not None is refused, never ignored."""
 
 

@@ -1,5 +1,7 @@
 """Comparing models on fixed rows: their logits, what rounding alone may change, and whether packing is exact."""
 
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -81,9 +83,9 @@ def tolerance(model: PreTrainedModel, reference: list[torch.Tensor]) -> float:
     return max(SMALLEST_TOLERANCE, ROUNDINGS * moved)
 
 
-def _is_rounding(difference: float, model: PreTrainedModel, reference: list[torch.Tensor]) -> bool:
-    """Whether it is within the tolerance, which takes some forward passes to find."""
-    return difference <= SMALLEST_TOLERANCE or difference <= tolerance(model, reference)
+def _is_rounding(difference: float, bound: Callable[[], float]) -> bool:
+    """Whether it is within the tolerance; `bound` takes some forward passes, so it is asked only where it decides."""
+    return difference <= SMALLEST_TOLERANCE or difference <= bound()
 
 
 def rounding(module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -122,10 +124,10 @@ def prove_packing(model: PreTrainedModel, attention_name: str) -> float:
     except UNFIT as error:
         raise _cannot_pack(model, str(error)) from error
     packed = [logits[end - 1] if is_classifier(model) else logits[start:end] for start, end in pairwise(bounds)]
-    difference = max_difference(packed, reference)
-    if not _is_rounding(difference, model, reference):
+    difference, bound = max_difference(packed, reference), cache(lambda: tolerance(model, reference))
+    if not _is_rounding(difference, bound):
         raise _cannot_pack(model, f"logits of packed rows differ from single rows by {difference:.2g}")
-    _cut_last_layer(model, batch, attention_name, logits, reference)
+    _cut_last_layer(model, batch, attention_name, logits, bound)
     return difference
 
 
@@ -147,7 +149,7 @@ def _cut_last_layer(
     batch: MicroBatch,
     attention_name: str,
     logits: torch.Tensor,
-    reference: list[torch.Tensor],
+    bound: Callable[[], float],
 ) -> None:
     """Let the last layer compute wanted positions only, where that gives these `logits` there.
 
@@ -158,7 +160,7 @@ def _cut_last_layer(
         last_layer.cut(model, decoder_layers(model)[1][-1])
         found = [_packed_logits(model, batch, attention_name, positions) for positions in several]
         difference = max_difference(found, [logits[positions.cpu()] for positions in several])
-        is_exact = last_layer.has_cut(model) and _is_rounding(difference, model, reference)
+        is_exact = last_layer.has_cut(model) and _is_rounding(difference, bound)
     except (*UNFIT, UserError):
         is_exact = False
     if not is_exact:
