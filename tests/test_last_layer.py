@@ -104,3 +104,13 @@ def test_a_part_that_was_wrapped_is_cut_after_another_proof(model):
     seen.clear()
     torch.testing.assert_close(states(model, WANTED), whole[WANTED], atol=1e-6, rtol=1e-5)
     assert seen == [9, 2]
+
+
+def test_the_bound_of_both_proofs_is_sought_once(model, monkeypatch):
+    sought, tolerance = [], comparing.tolerance
+    monkeypatch.setattr(comparing, "tolerance", lambda *given: (sought.append(given), tolerance(*given))[1])
+    comparing.prove_packing(model, "auto")
+    assert sought == []  # float32's rounding is below what is always allowed
+    monkeypatch.setattr(comparing, "SMALLEST_TOLERANCE", 0.0)
+    comparing.prove_packing(model, "auto")
+    assert len(sought) == 1
