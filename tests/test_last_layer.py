@@ -111,6 +111,6 @@ def test_the_bound_of_both_proofs_is_sought_once(model, monkeypatch):
     monkeypatch.setattr(comparing, "tolerance", lambda *given: (sought.append(given), tolerance(*given))[1])
     comparing.prove_packing(model, "auto")
     assert sought == []  # float32's rounding is below what is always allowed
-    monkeypatch.setattr(comparing, "SMALLEST_TOLERANCE", 0.0)
+    monkeypatch.setattr(comparing, "SMALLEST_TOLERANCE", -1.0)
     comparing.prove_packing(model, "auto")
     assert len(sought) == 1
