@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --reduced       the same on tiny shapes and whatever device there is, in a minute
 
 LoRA and QLoRA on an 8B Llama 3.1, full fine-tuning of a 1B Llama 3.2, QLoRA on a 70B Llama 3.1 in 48 GB, each beside
-transformers + PEFT on the same rows, padded, where that fits; and the loss head alone beside its bare matrix products.
+transformers + PEFT on the same rows, padded, where that fits; the loss head alone beside its bare matrix products; and
+attention alone, row by row and by each kernel for packed rows.
 Each runs in a process of its own (all in one if reduced); what does not fit, or no longer into the time, is told so.
 """
 
@@ -24,6 +25,8 @@ import torch
 from sides import Timer
 from torch import nn
 from workload import ALPHA, LEARNING_RATE, RANK, Row, rows_of, start
+
+from ftune import attention_on_gpu as on_gpu
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "gpu.json"
@@ -249,6 +252,28 @@ def measure_head(vocabulary: int, is_reduced: bool) -> dict[str, Any]:
     return {"vocabulary": vocabulary, "seconds": took, "of_products": took / least}
 
 
+def measure_attention(way: str, tokens: int, is_reduced: bool) -> dict[str, Any]:
+    """Packed attention with its gradients, with an 8B's heads, and how far it lies from its definition in float32."""
+    from ftune import attention
+
+    heads, kv_heads, size = (4, 2, 16) if is_reduced else (32, 8, 128)
+    rows = rows_of(max(2, tokens // MEAN_LENGTH), SHAPES["8B"]["vocab_size"])
+    bounds = (0, *torch.tensor([len(row.input_ids) for row in rows]).cumsum(0).tolist())
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    shapes = [(1, count, bounds[-1], size) for count in (heads, kv_heads, kv_heads)] + [(1, bounds[-1], heads, size)]
+    drawn = [torch.randn(shape, device=device()).to(dtype) for shape in shapes]
+
+    def attend(way: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        *inputs, upstream = (states.detach().to(dtype).requires_grad_() for states in drawn)
+        output, _ = attention._segment_attention(nn.Module(), *inputs, None, way=way, segment_bounds=bounds)
+        return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+
+    pairs = zip(attend(way, dtype), attend("eager", torch.float32), strict=True)
+    apart = max(float((a.float() - b).norm() / b.norm()) for a, b in pairs)
+    seconds = seconds_of(lambda: attend(way, dtype))
+    return {"way": way, "tokens": bounds[-1], "rows": len(rows), "seconds": seconds, "apart": apart}
+
+
 def check_packing() -> float:
     """The largest difference between packed and single rows on this device, float32, logits."""
     from ftune import comparing
@@ -276,6 +301,8 @@ def do(task: dict[str, Any]) -> dict[str, Any]:
     """A task, in this process."""
     if "head" in task:
         return measure_head(task["head"], task["is_reduced"])
+    if "attention" in task:
+        return measure_attention(task["attention"], task["tokens"], task["is_reduced"])
     if "packing" in task:
         return {"packed_rows_differ_by": check_packing()}
     return measure(Case(**task["case"]), task["side"])
@@ -303,7 +330,7 @@ def main() -> None:
     if not options.reduced and not torch.cuda.is_available():
         raise SystemExit("no GPU here: --reduced tries the script on tiny shapes")
     until = time.monotonic() + options.seconds
-    found: dict[str, Any] = {"machine": machine(), "is_reduced": options.reduced, "cases": {}, "heads": []}
+    found: dict[str, Any] = {"machine": machine(), "is_reduced": options.reduced, "cases": {}}
 
     def ask(task: dict[str, Any]) -> dict[str, Any]:
         if options.reduced:
@@ -317,6 +344,12 @@ def main() -> None:
 
     found["packing"] = ask({"packing": True})
     found["heads"] = [ask({"head": vocabulary, "is_reduced": options.reduced}) for vocabulary in HEADS]
+    ways = ["sdpa", on_gpu.FLASH, on_gpu.FLEX] if torch.cuda.is_available() else ["sdpa"]
+    found["attention"] = [
+        ask({"attention": way, "tokens": tokens, "is_reduced": options.reduced})
+        for tokens in ([400] if options.reduced else [2048, 8192])
+        for way in ways
+    ]
     for case in CASES:
         chosen = asdict(case) | ({"is_reduced": True, "tokens": 400, "steps": 2} if options.reduced else {})
         both = ["ftune", "peer"] if case.has_peer else ["ftune"]

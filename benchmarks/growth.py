@@ -22,6 +22,10 @@ PICTURE = REPOSITORY / "docs" / "images" / "growth.svg"
 LENGTH, BATCH, STEPS = 180, 8, 5
 AXES: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "rows": [(steps * BATCH, {"steps": steps + 1}) for steps in (8, 16, 32)],
+    # Every size of a product in 16 bits costs memory on a CPU, and here no two micro-batches are alike.
+    "rows in bfloat16": [
+        (steps * BATCH, {"steps": steps + 1, "dtype": "bfloat16", "length": None}) for steps in (8, 16, 32, 64)
+    ],
     # As many tokens in a step, whatever the length of its rows.
     "tokens a row": [(length, {"length": length, "batch_size": 1440 // length}) for length in (90, 180, 360, 720)],
     "rank": [(rank, {"rank": rank}) for rank in (4, 16, 64, 256)],
@@ -65,9 +69,10 @@ def draw(axes: dict[str, list[dict[str, Any]]]) -> str:
     """Time above memory along each axis, from zero, so that what is in proportion looks like it: an SVG."""
     parts = []
     for column, (axis, points) in enumerate(axes.items()):
-        tokens = [point["tokens"] if axis == "rows" else 1440 for point in points]
+        is_of_rows = axis.startswith("rows")
+        tokens = [point["tokens"] if is_of_rows else 1440 for point in points]
         seconds = [count * point["seconds"] / point["tokens"] for count, point in zip(tokens, points, strict=True)]
-        unit = "seconds" if axis == "rows" else "seconds for 1,440 tokens"
+        unit = "seconds" if is_of_rows else "seconds for 1,440 tokens"
         gigabytes = [point["peak_bytes"] / 1e9 for point in points]
         values = [point["value"] for point in points]
         for row, (title, heights) in enumerate(((unit, seconds), ("peak memory, GB", gigabytes))):

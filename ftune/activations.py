@@ -34,7 +34,7 @@ SHARE = 0.92
 def kept_bytes(model: PreTrainedModel, plan: TrainingPlan, num_tokens: int) -> tuple[int, int]:
     """What autograd keeps of one forward pass, in bytes: of the layers, and of what is before and after them.
 
-    Counted by hooks on the real forward, in FakeTensorMode.
+    Counted by hooks on the real forward, in FakeTensorMode; the kernels of a GPU keep what `sdpa` keeps on a CPU.
     """
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -61,7 +61,7 @@ def kept_bytes(model: PreTrainedModel, plan: TrainingPlan, num_tokens: int) -> t
         layers[-1].register_forward_hook(lambda *outputs: go(inside=False)),
     )
     with (
-        attending(model, plan.packing, plan.attention),
+        attending(model, plan.packing, "eager" if plan.attention == "eager" else "sdpa"),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         output = hidden_states(model, batch, plan.packing)

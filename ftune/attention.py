@@ -1,7 +1,7 @@
 """Attention over packed samples without padding or dense masks, on unmodified transformers modules.
 
 transformers lets a model's attention be replaced by a registered function, and hands it any extra keyword argument of
-the model's forward. Ours gets the segment bounds and runs causal attention once per segment: no sample sees another.
+the model's forward. Ours gets the segment bounds and runs causal attention over each segment: no sample sees another.
 """
 
 import math
@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from ftune import attention_on_gpu as on_gpu
 from ftune import last_layer
+from ftune.few_sizes import few_sizes
 
 UNDERSTOOD = {
     "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states",
@@ -115,7 +117,7 @@ def _segment_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    eager: bool,
+    way: str,
     segment_bounds: tuple[int, ...] | None = None,
     prefix_states: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     dropout: float = 0.0,
@@ -135,10 +137,20 @@ def _segment_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
     prefix: list[torch.Tensor] = [] if prefix_states is None else list(prefix_states[module.layer_idx])  # type: ignore[index]
+    asked = (query, value, bool(prefix), dropout, softcap)
+    if way == "auto":
+        way = "sdpa" if on_gpu.obstacle(on_gpu.FLASH, *asked) else on_gpu.FLASH
+    elif way in (on_gpu.FLASH, on_gpu.FLEX):
+        on_gpu.check_states(way, *asked)
+    if way == on_gpu.FLASH:
+        return on_gpu.flash(query, key, value, segment_bounds, sliding_window, scale), None
     if groups > 1:
         key, value, *prefix = (states.repeat_interleave(groups, dim=1) for states in (key, value, *prefix))
+    if way == on_gpu.FLEX:
+        return on_gpu.flex(query, key, value, segment_bounds, sliding_window, scale, softcap), None
     lengths = [end - start for start, end in pairwise(segment_bounds)]
-    is_plain = not (eager or prefix or softcap is not None or dropout > 0)
+    is_eager = way == "eager" or softcap is not None
+    is_plain = not (is_eager or prefix or dropout > 0)
     if is_plain and query.device.type == "cpu" and key.shape == value.shape:
         output: torch.Tensor = _OnCpu.apply(query, key, value, lengths, sliding_window, scale)  # type: ignore[no-untyped-call]
         return output, None
@@ -148,7 +160,7 @@ def _segment_attention(
             k, v = (torch.cat([front, states], dim=2) for front, states in zip(prefix, (k, v), strict=True))
         window = sliding_window if sliding_window is not None and k.shape[2] > sliding_window else None
         band = partial(_banded_mask, q.shape[2], k.shape[2], window, query.device)
-        if eager or softcap is not None:
+        if is_eager:
             outputs.append(_eager_segment(q, k, v, band(), scale, dropout, softcap))
         else:
             mask = band() if window is not None or prefix else None
@@ -157,24 +169,24 @@ def _segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-    return _segment_attention(module, *args, eager=False, **kwargs)
-
-
-def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-    return _segment_attention(module, *args, eager=True, **kwargs)
-
-
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """The segment bounds say all that a mask could."""
 
 
-NAMES = {"auto": "ftune_packed", "sdpa": "ftune_packed", "eager": "ftune_packed_eager"}
-"""`model.attention` -> the name the packed function is registered under."""
+NATIVE = ("sdpa", "eager")
+"""What transformers' own attention has as well; with the others it has its default wherever rows are not packed."""
+NAMES = {
+    "auto": "ftune_packed",
+    "sdpa": "ftune_packed_rows",
+    "eager": "ftune_packed_eager",
+    on_gpu.FLASH: "ftune_packed_varlen",
+    on_gpu.FLEX: "ftune_packed_blocks",
+}
+"""`model.attention` -> the name the packed function is registered under; transformers takes any name with "flash" in
+it for its own."""
 
-AttentionInterface.register("ftune_packed", _sdpa)
-AttentionInterface.register("ftune_packed_eager", _eager)
-for _name in set(NAMES.values()):
+for _way, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(_segment_attention, way=_way))
     AttentionMaskInterface.register(_name, _no_mask)
 
 
@@ -184,6 +196,7 @@ def packed(model: PreTrainedModel, attention: str = "auto") -> Iterator[None]:
     native = model.config._attn_implementation
     model.set_attn_implementation(NAMES[attention])
     try:
-        yield
+        with few_sizes(model):
+            yield
     finally:
         model.set_attn_implementation(native)

@@ -8,6 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ftune import few_sizes
+
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 CHUNK_ELEMENTS = 2**22
@@ -23,7 +25,8 @@ FEWEST_ROWS = 128
 def rows_at_once(vocab_size: int, is_head_trained: bool) -> int:
     """How many positions are projected to the vocabulary together."""
     elements = CHUNK_ELEMENTS_OF_TRAINED_HEAD if is_head_trained else CHUNK_ELEMENTS
-    return max(FEWEST_ROWS, elements // vocab_size)
+    rows = elements // vocab_size
+    return max(FEWEST_ROWS, rows - rows % few_sizes.MULTIPLE)
 
 
 def predicting_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +88,9 @@ def token_losses(
 
     The logits of `rows` positions at a time (None: of as many as `rows_at_once` says) are made, used and forgotten.
     """
+    if few_sizes.costs(hidden) and (more := few_sizes.missing(len(targets))):
+        hidden, count = few_sizes.filled(hidden, more), len(targets)
+        return token_losses(head, hidden, few_sizes.filled(targets, more), vocab_size, rows)[:count]
     is_trained = torch.is_grad_enabled() and head(hidden[:0].detach()).requires_grad
     rows = rows or rows_at_once(vocab_size, is_trained)
     if torch.is_grad_enabled() and hidden.requires_grad and not is_trained:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash
 
-from ftune import folder, last_layer, quantized, stored, trust
+from ftune import attention, folder, last_layer, quantized, stored, trust
 from ftune.batches import MicroBatch
 from ftune.errors import UserError
 from ftune.loss import Head
@@ -194,7 +194,7 @@ def load_base(settings: ModelSection, dtype: torch.dtype, device: torch.device) 
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            attn_implementation=None if settings.attention == "auto" else settings.attention,
+            attn_implementation=settings.attention if settings.attention in attention.NATIVE else None,
             **extra,
         )
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}

@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from ftune import activations, classifier, quantized, schedule
+from ftune import activations, attention_on_gpu, classifier, quantized, schedule
 from ftune.activations import Checkpointing
 from ftune.classifier import Classes
 from ftune.loss import rows_at_once
@@ -136,6 +136,7 @@ def make_plan(
     run = run.for_training(device)
     method = METHODS[settings.name]
     dtype = base_dtype(recipe.model, device, method.trains_base)
+    attention_on_gpu.check(recipe.model.attention, recipe.data.packing, dtype, device)
     with FakeTensorMode():
         model = shape_of(recipe.model, dtype)
         if recipe.objective.name == "classification":

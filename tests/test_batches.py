@@ -60,7 +60,9 @@ def test_half_precision_attention_on_a_cpu_has_float32_gradients(window, monkeyp
     module, bounds = torch.nn.Module(), (0, 4, 9)
 
     def attend(*states):
-        output, _ = attention._sdpa(module, *states, None, segment_bounds=bounds, sliding_window=window)
+        output, _ = attention._segment_attention(
+            module, *states, None, way="sdpa", segment_bounds=bounds, sliding_window=window
+        )
         return output
 
     output = attend(query, key, value)
@@ -82,11 +84,13 @@ def test_attention_on_a_cpu_has_the_gradients_of_its_definition(window):
     states = [torch.randn((1, 4, 13, 8), generator=generator).requires_grad_() for _ in range(3)]
     upstream = torch.randn((1, 13, 4, 8), generator=generator)
 
-    def gradients(attend):
-        output, _ = attend(torch.nn.Module(), *states, None, segment_bounds=(0, 4, 7, 8, 13), sliding_window=window)
+    def gradients(way):
+        output, _ = attention._segment_attention(
+            torch.nn.Module(), *states, None, way=way, segment_bounds=(0, 4, 7, 8, 13), sliding_window=window
+        )
         return output, *torch.autograd.grad(output, states, upstream)
 
-    torch.testing.assert_close(gradients(attention._sdpa), gradients(attention._eager), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients("sdpa"), gradients("eager"), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

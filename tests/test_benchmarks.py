@@ -33,6 +33,7 @@ def test_what_only_a_gpu_can_answer_is_asked_rightly(tmp_path):
     found = json.loads(results.read_text())
     assert found["packing"]["packed_rows_differ_by"] < 1e-5
     assert all(head["seconds"] > 0 for head in found["heads"])
+    assert all(one["seconds"] > 0 and one["apart"] < 1e-5 for one in found["attention"])
     assert len(found["cases"]) == 6
     for sides in found["cases"].values():
         losses = [side["losses"] for side in sides.values()]

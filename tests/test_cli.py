@@ -43,7 +43,11 @@ MISTAKES = {
     "wrong role": ([], wrong_role, ["train.jsonl, line 2", "asistant"]),
     "wrong target": (["method.target_modules=[nope]"], None, ["'nope' matches no linear module", "q_proj"]),
     "half precision on a CPU": (["model.dtype=float16"], None, ["float16", "bfloat16"]),
-    "not there yet": (["model.attention=flash_attention_2"], None, ["model.attention", "not available"]),
+    "a kernel for packed rows": (
+        ["model.attention=flex_attention", "data.packing=false"],
+        None,
+        ["model.attention", "packed rows"],
+    ),
     "gate without a test set": (["gates.min_score=0.5"], None, ["gates.min_score", "data.test"]),
     "unknown option": (["--nonsense"], None, ["--nonsense"]),
 }

@@ -8,7 +8,7 @@ from conftest import make_model, make_tokenizer, save_base
 from method_kit import CONTRACT, ROWS, SETTINGS, assert_same, logits, randomize
 from transformers import AutoModelForCausalLM
 
-from ftune import attention, comparing, last_layer
+from ftune import attention, comparing, few_sizes, last_layer
 from ftune import model as models
 from ftune.artifacts import files
 from ftune.batches import collate
@@ -130,6 +130,28 @@ def test_gradients_are_the_same_where_the_last_layer_is_cut(kind, method, settin
         for layer in models.decoder_layers(model)[1]:
             layer.training = True  # which checkpoints it, and leaves the dropout in it off
     torch.testing.assert_close(gradients(wanted), gradients(None), atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_the_same_in_few_sizes(kind, method, settings, monkeypatch):
+    """Every layer passes a multiple of tokens, and nothing of what is filled in reaches a gradient."""
+    model, sizes, wanted = make_model(kind), set(), torch.tensor([1, 2, 5, 9])
+    method.attach(model, settings)
+    comparing.prove_packing(randomize(model), "auto")
+    for layer in models.decoder_layers(model)[1]:
+        layer.register_forward_pre_hook(lambda layer, inputs: sizes.add(inputs[0].shape[1]))
+
+    def gradients(fills):
+        monkeypatch.setattr(few_sizes, "costs", lambda states: fills)
+        model.zero_grad()
+        sizes.clear()
+        with attention.packed(model):
+            models.hidden_states(model, packed_batch(), True, wanted).square().mean().backward()
+        return {name: p.grad for name, p in trainable(model).items() if "lm_head" not in name}
+
+    as_they_are = gradients(False)
+    assert all(few_sizes.missing(size) for size in sizes)
+    torch.testing.assert_close(gradients(True), as_they_are, atol=1e-6, rtol=1e-5)
+    assert not any(few_sizes.missing(size) for size in sizes)
 
 
 def test_gradients_are_the_same_under_gradient_checkpointing(kind, method, settings):

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftune.recipe import load
-from ftune.recipe.later import AVAILABLE, Only
 from ftune.recipe.problems import every_key
 from ftune.settings import METHOD_NAMES, OBJECTIVE_NAMES, available
 
@@ -169,24 +168,6 @@ def test_all_problems_are_told_at_once_in_file_order(write: Any) -> None:
 # What is for later
 
 
-NOT_YET = """
-model.attention=flash_attention_2
-"""
-
-
-@pytest.mark.parametrize("override", one_a_line(NOT_YET))
-def test_what_is_not_there_yet_is_refused_by_name(write: Any, override: str) -> None:
-    """Case 39: an option that is validated but wired to nothing."""
-    written = override.replace("=", ": ", 1)
-    problem = the_problem(write(MINIMAL), [override])
-    assert problem.what == f"`{written}` is not available in this version of ftune"
-
-
-def test_the_table_above_names_everything_that_is_for_later() -> None:
-    named = {override.partition("=")[0] for override in one_a_line(NOT_YET)}
-    assert named == {key for key in AVAILABLE if "*" not in key}
-
-
 @pytest.mark.parametrize(("section", "table"), [("method", METHOD_NAMES), ("objective", OBJECTIVE_NAMES)])
 def test_methods_and_objectives_for_later_are_refused_by_name(write: Any, section: str, table: Any) -> None:
     for name in table.keys() - available(table).keys():
@@ -195,13 +176,3 @@ def test_methods_and_objectives_for_later_are_refused_by_name(write: Any, sectio
             problem.what
             == f"{section} '{name}' is not available in this version; available: {', '.join(available(table))}"
         )
-
-
-def test_every_default_is_available_and_every_refusal_means_a_key() -> None:
-    keys = every_key()
-    for name, rule in AVAILABLE.items():
-        if "*" in name:
-            continue
-        default = keys[name].get_default(call_default_factory=True)
-        assert keys[name].is_required() or rule.allows(list(default) if isinstance(default, tuple) else default), name
-        assert not isinstance(rule, Only) or rule.values

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from ftune.errors import Problem, UserError
 from ftune.recipe import problems
-from ftune.recipe.document import FLOAT, TAG, Document, dotted, in_yaml, override, read
-from ftune.recipe.later import refusals
+from ftune.recipe.document import FLOAT, TAG, Document, in_yaml, override, read
 from ftune.recipe.schema import Recipe
 
 MOST_TOLD = 100
@@ -35,19 +34,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _validate(document: Document, context: dict[str, Any]) -> Recipe | None:
-    recipe, later = None, list(refusals(document))
-    before = len(document.findings)
     try:
-        recipe = Recipe.model_validate(document.data, context=context)
+        return Recipe.model_validate(document.data, context=context)
     except ValidationError as error:
         problems.tell(error, document, document.unread)
-    wrong = [finding.path for finding in document.findings[before:]] + list(document.unread)
-    for refusal in later:
-        if not any(refusal.path[: len(path)] == path for path in wrong):
-            written = f"{dotted(refusal.path)}: {in_yaml(refusal.value)}"
-            what = f"`{written}` is not available in this version of ftune"
-            document.tell(refusal.path, what, refusal.hint)
-    return recipe
+    return None
 
 
 class _Dumper(yaml.SafeDumper):

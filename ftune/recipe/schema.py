@@ -60,7 +60,9 @@ class ModelSection(Settings):
     )
     double_quantization: bool = Field(True, description="quantize the quantization constants too")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
-        "auto", description="attention implementation"
+        "auto",
+        description="attention implementation; auto: flash attention for packed rows in 16 bits on a GPU that has "
+        "it, else sdpa; flex_attention, on a GPU, for soft caps",
     )
     chat_template: FilePath | None = Field(None, description="a Jinja file; null = the tokenizer's own")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")

@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from ftune.errors import UserError
 from ftune.recipe.document import SHORT_FORMS, in_yaml
-from ftune.recipe.later import AVAILABLE
 from ftune.recipe.schema import DataFile, Recipe
 from ftune.settings import METHOD_NAMES, OBJECTIVE_NAMES, available
 
@@ -51,7 +50,6 @@ from.
 - Any key can be set on the command line: `ftune train recipe.yaml method.rank=8`.
 - YAML is read as YAML 1.2 reads it: `1e-4` is a number; `no`, `on`, `off`, `012` and `1_000` are text.
   Duplicate keys, anchors and object tags are refused.
-- *Later* marks what the schema knows and this version refuses by name.
 """
 
 
@@ -93,7 +91,7 @@ def documentation() -> str:
             name = f"{section}.{key}"
             cells = [
                 f"`{name}`",
-                _values(name, facts, schema),
+                " or ".join(_kinds(facts, schema)),
                 _default(name, facts, model),
                 facts["description"],
             ]
@@ -104,17 +102,6 @@ def documentation() -> str:
 
 def _default(name: str, facts: dict[str, Any], model: type[BaseModel]) -> str:
     return f"`{in_yaml(facts['default'])}`" if "default" in facts else "must be given"
-
-
-def _values(name: str, facts: dict[str, Any], schema: dict[str, Any]) -> str:
-    rule = AVAILABLE.get(name.replace("[]", ".*"))
-    values = list(_kinds(facts, schema))
-    later = []
-    if rule is not None:
-        allowed = [f"`{in_yaml(value)}`" for value in rule.values]
-        later = [value for value in values if value not in allowed]
-        values = allowed
-    return " or ".join(values) + (f"; *later*: {', '.join(later)}" if later else "")
 
 
 def _kinds(facts: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
@@ -170,12 +157,9 @@ def starter(method: str, task: str) -> str:
 
 
 def _starter_lines(section: str, model: type[BaseModel], shown: Mapping[str, Any]) -> Iterator[str]:
-    """One line a key: set when shown, else commented out at its default. What is for later is left out."""
+    """One line a key: set when shown, else commented out at its default."""
     for key, field in model.model_fields.items():
         name = f"{section}.{key}"
-        rule = AVAILABLE.get(name)
-        if rule is not None and len(rule.values) == 1:
-            continue
         value = shown[name] if name in shown else EXAMPLES.get(name, field.get_default(call_default_factory=True))
         text = in_yaml(list(value) if isinstance(value, tuple) else value)
         line = f"{'  ' if name in shown else '  # '}{key}: {text}"
