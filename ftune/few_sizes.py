@@ -52,10 +52,10 @@ def few_sizes(model: PreTrainedModel) -> Iterator[None]:
         output.last_hidden_state = output.last_hidden_state[:, :tokens]
         return output
 
-    # Behind what a method puts into the input, and before it looks at the output.
+    # Behind the hooks of a method, which may put virtual tokens into the input.
     handles = (
         model.base_model.register_forward_pre_hook(fill, with_kwargs=True),
-        model.base_model.register_forward_hook(cut, prepend=True),
+        model.base_model.register_forward_hook(cut),
     )
     try:
         yield

@@ -9,7 +9,9 @@ from ftune import attention, batches, comparing, few_sizes
 from ftune import model as models
 from ftune.chat.rows import Tokens
 from ftune.data import Example
+from ftune.methods import METHODS
 from ftune.objectives import sft
+from ftune.settings import PromptTuningSettings
 
 
 def batch_of(*lengths):
@@ -51,12 +53,27 @@ def sizes_of(model, batches_):
 
 @pytest.mark.parametrize("is_head_trained", [False, True])
 def test_in_16_bits_on_a_cpu_every_size_is_a_multiple(is_head_trained):
-    model = make_model(vocab_size=40_000).bfloat16()
+    model = make_model(vocab_size=30_000).bfloat16()
     comparing.prove_packing(model, "auto")
     model.get_output_embeddings().requires_grad_(is_head_trained)
-    sizes = sizes_of(model, [batch_of(5, 9), batch_of(100, 77), batch_of(*[33] * 20)])
+    sizes = sizes_of(model, [batch_of(5, 9), batch_of(100, 77), batch_of(*[60] * 30)])
     assert len(sizes) > 3
     assert not any(few_sizes.missing(size) for size in sizes)
+
+
+@pytest.mark.parametrize("virtual_tokens", [0, 3])
+def test_the_states_are_those_of_the_real_tokens(virtual_tokens, monkeypatch):
+    model, batch = make_model(), batch_of(5, 9)
+    if virtual_tokens:
+        METHODS["prompt_tuning"].attach(model, PromptTuningSettings(virtual_tokens=virtual_tokens))
+
+    def states():
+        with torch.no_grad(), attention.packed(model):
+            return models.hidden_states(model, batch, True)
+
+    plain = states()
+    monkeypatch.setattr(few_sizes, "costs", lambda states: True)
+    torch.testing.assert_close(states(), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_elsewhere_sizes_are_what_they_are():
