@@ -157,7 +157,9 @@ def _block_mask(bounds: tuple[int, ...], window: int | None, device: torch.devic
     begin = torch.arange(0, tokens, BLOCK, device=device)
     end = (begin + BLOCK - 1).clamp(max=tokens - 1)
     touched = (end >= first[begin, None]) & (begin <= end[:, None])
-    whole = (begin >= first[end, None]) & (end <= begin[:, None])
+    # As torch has it, a tile that reaches beyond the last token is never whole.
+    is_inside = begin + BLOCK <= tokens
+    whole = (begin >= first[end, None]) & (end <= begin[:, None]) & is_inside & is_inside[:, None]
     return BlockMask.from_kv_blocks(
         *_listed(touched & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
     )

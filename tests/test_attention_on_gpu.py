@@ -91,24 +91,27 @@ def test_the_gradients_are_those_of_the_definition(kernels, way, softcap, window
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.none() | st.integers(1, 400))
-def test_blocks_of_tokens_are_left_out_touched_or_whole_as_their_tokens_are(lengths, window):
+def test_blocks_are_those_that_torch_finds_in_a_mask_of_all_tokens(lengths, window):
     """Compiled, FlexAttention looks at the tokens of touched blocks only, and asks nothing in whole ones."""
     bounds = (0, *torch.tensor(lengths).cumsum(0).tolist())
-    tokens, side = bounds[-1], -(-bounds[-1] // on_gpu.BLOCK)
-    mask = on_gpu._block_mask(bounds, window, torch.device("cpu"))
-    row = torch.tensor([number for number, length in enumerate(lengths) for _ in range(length)])
-    place = torch.arange(tokens)
-    seen = (row[:, None] == row) & (place[:, None] >= place)
-    if window is not None:
-        seen &= place[:, None] - place < window
-    assert torch.equal(mask.mask_mod(None, None, place[:, None], place[None, :]), seen)
-    for q in range(side):
-        tile = seen[q * on_gpu.BLOCK : (q + 1) * on_gpu.BLOCK]
-        tiles = tile.split(on_gpu.BLOCK, dim=1)
-        whole = mask.full_kv_indices[0, 0, q, : mask.full_kv_num_blocks[0, 0, q]].tolist()
-        touched = mask.kv_indices[0, 0, q, : mask.kv_num_blocks[0, 0, q]].tolist()
-        assert sorted(whole) == [k for k, part in enumerate(tiles) if part.all()]
-        assert sorted(touched) == [k for k, part in enumerate(tiles) if part.any() and not part.all()]
+    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+    def sees(batch, head, q, k):
+        is_seen = (row[q] == row[k]) & (q >= k)
+        return is_seen if window is None else is_seen & (q - k < window)
+
+    ours = on_gpu._block_mask(bounds, window, torch.device("cpu"))
+    theirs = flex_module.create_block_mask(sees, None, None, bounds[-1], bounds[-1], device="cpu")
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        assert listed(ours, kind) == listed(theirs, kind)
+    place = torch.arange(bounds[-1])
+    assert torch.equal(ours.mask_mod(None, None, place[:, None], place), sees(None, None, place[:, None], place))
+
+
+def listed(mask, kind):
+    """The blocks of each row."""
+    counts, indices = getattr(mask, f"{kind}_num_blocks")[0, 0], getattr(mask, f"{kind}_indices")[0, 0]
+    return [sorted(row[:count].tolist()) for count, row in zip(counts, indices, strict=True)]
 
 
 def test_auto_is_flash_attention_where_it_can_be(kernels, monkeypatch):
