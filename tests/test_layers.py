@@ -29,6 +29,8 @@ LAYERS = [
     "clean",
     "batches",
     "last_layer",
+    "few_sizes",
+    "attention_on_gpu",
     "attention",
     "loss",
     "quantized",
