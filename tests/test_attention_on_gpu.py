@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_batches import ARCHITECTURES
 from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention import varlen
+from torch.torch_version import TorchVersion
 
 from ftune import attention, comparing, last_layer
 from ftune import attention_on_gpu as on_gpu
@@ -156,15 +157,18 @@ def test_a_run_is_told_before_anything_is_loaded_what_it_cannot_have():
 
 
 @pytest.mark.parametrize(
-    ("capability", "is_built", "dtype", "words"),
+    ("capability", "is_built", "version", "dtype", "words"),
     [
-        ((7, 5), True, torch.bfloat16, "compute capability 8.0"),
-        ((9, 0), False, torch.bfloat16, "this build of torch"),
-        ((9, 0), True, torch.float32, "16 bits, and these weights are float32"),
-        ((9, 0), True, torch.bfloat16, None),
+        ((7, 5), True, "2.13.0", torch.bfloat16, "compute capability 8.0"),
+        ((9, 0), False, "2.13.0", torch.bfloat16, "this build of torch"),
+        ((9, 0), True, "2.9.1+cu128", torch.bfloat16, "torch 2.12 or later"),
+        ((9, 0), True, "2.13.0", torch.float32, "16 bits, and these weights are float32"),
+        ((9, 0), True, "2.12.0", torch.bfloat16, None),
+        ((9, 0), True, "2.13.0+cu130", torch.bfloat16, None),
     ],
 )
-def test_flash_attention_needs_a_card_a_build_and_16_bits(monkeypatch, capability, is_built, dtype, words):
+def test_flash_attention_needs_a_card_a_build_and_16_bits(monkeypatch, capability, is_built, version, dtype, words):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: is_built)
     told = on_gpu.obstacle_of_device.__wrapped__(on_gpu.FLASH, dtype, torch.device("cuda"))
